@@ -1,0 +1,148 @@
+"""Every config key that SSD adds to Detectron2's, with its unit and meaning."""
+
+from pathlib import Path
+from typing import Iterable
+
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from .errors import InputError
+
+
+def add_ssd_config(cfg: CN) -> None:
+    """Add SSD's keys to a Detectron2 config, with their defaults."""
+    _C = cfg
+
+    _C.MODEL.SSD = CN()
+    # Foreground classes K. 0: taken from the data sets of the config.
+    _C.MODEL.SSD.NUM_CLASSES = 0
+    # Feature maps to predict from, finest first, by their backbone names.
+    _C.MODEL.SSD.IN_FEATURES = ["c4", "c5", "extra0", "extra1", "extra2", "extra3"]
+    # Initialise the predictors anew when MODEL.WEIGHTS was trained for another number of classes
+    # or anchors. False: such weights are an error.
+    _C.MODEL.SSD.REINIT_HEAD_ON_MISMATCH = False
+
+    # Trunk and extra blocks.
+    _C.MODEL.SSD.BACKBONE = CN()
+    # Which tensor of the trunk's stride-16 stage is c4: "block" (its output, 96 channels in
+    # MobileNetV2) or "expansion" (576 channels inside the block after it, as in the paper).
+    _C.MODEL.SSD.BACKBONE.TAP = "block"
+    # Output channels of the stride-2 blocks behind the trunk: extra0, extra1, ...
+    _C.MODEL.SSD.BACKBONE.EXTRA_CHANNELS = [512, 256, 256, 64]
+    # Width inside each extra block, as a ratio of its input channels.
+    _C.MODEL.SSD.BACKBONE.EXTRA_EXPANSION = [0.2, 0.5, 0.5, 0.5]
+
+    # Normalisation of trunk, extra blocks and predictors, by Detectron2's names (BN, SyncBN,
+    # FrozenBN, GN). SyncBN runs on CPU processes too.
+    _C.MODEL.SSD.NORM = "BN"
+    _C.MODEL.SSD.NORM_EPS = 1e-5
+    # Weight of the newest batch in the running statistics.
+    _C.MODEL.SSD.NORM_MOMENTUM = 0.1
+
+    # Matching of anchors to ground truth: positive at this IoU and above; besides, the best
+    # anchor of every ground truth is positive.
+    _C.MODEL.SSD.IOU_THRESHOLD = 0.5
+    # Weights of dx, dy, dw, dh in the box code, the inverse of the paper's variances .1 and .2.
+    _C.MODEL.SSD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+    # Class loss: "focal" (sigmoid, no background class) or "multibox" (softmax over K + 1 classes
+    # with hard-negative mining).
+    _C.MODEL.SSD.LOSS = "focal"
+    _C.MODEL.SSD.CLS_LOSS_WEIGHT = 1.0
+    _C.MODEL.SSD.BOX_LOSS_WEIGHT = 1.0
+    # Smooth-L1 turns from quadratic to linear at this error, in units of the box code.
+    _C.MODEL.SSD.SMOOTH_L1_BETA = 1.0
+    _C.MODEL.SSD.FOCAL_ALPHA = 0.25
+    _C.MODEL.SSD.FOCAL_GAMMA = 2.0
+    # Score of every class at the start of training with the focal loss.
+    _C.MODEL.SSD.FOCAL_PRIOR = 0.01
+    # Mined negatives per positive, and at least so many in every picture (multibox only).
+    _C.MODEL.SSD.NEG_POS_RATIO = 3.0
+    _C.MODEL.SSD.MIN_NEGATIVES = 0
+
+    # Detections: score above, IoU for non-maximum suppression within a class, and how many of the
+    # best (anchor, class) candidates of a picture enter it. TEST.DETECTIONS_PER_IMAGE limits the
+    # result.
+    _C.MODEL.SSD.SCORE_THRESH_TEST = 0.05
+    _C.MODEL.SSD.NMS_THRESH_TEST = 0.5
+    _C.MODEL.SSD.TOPK_CANDIDATES_TEST = 2000
+
+    # Detectron2's SIZES and ASPECT_RATIOS mean, for SSDAnchorGenerator, one list per feature map:
+    # SIZES[i] = [s, t], in pixels of the network input: a square of s, a square of sqrt(s * t) and,
+    # for each r of ASPECT_RATIOS[i], a box of s with w / h = r and one with h / w = r.
+    # Distance of anchor centres, one number (pixels) per feature map. []: input size / map size.
+    _C.MODEL.ANCHOR_GENERATOR.STRIDES = []
+    # What is clipped to the picture: "none", "corners" (the box), "center" (centre, width and
+    # height each: the corners may lie outside) or "size" (width and height).
+    _C.MODEL.ANCHOR_GENERATOR.CLIP = "none"
+
+    # Network input (height, width) in pixels. Pictures are stretched to it.
+    _C.INPUT.SIZE = (320, 320)
+
+    # Photometric distortion in training, each part with probability 1/2.
+    _C.INPUT.PHOTOMETRIC = CN()
+    _C.INPUT.PHOTOMETRIC.ENABLED = True
+    _C.INPUT.PHOTOMETRIC.BRIGHTNESS = 32.0  # largest shift, grey levels
+    _C.INPUT.PHOTOMETRIC.CONTRAST = (0.5, 1.5)  # range of the factor
+    _C.INPUT.PHOTOMETRIC.SATURATION = (0.5, 1.5)  # range of the factor
+    _C.INPUT.PHOTOMETRIC.HUE = 18.0  # largest shift, degrees
+    _C.INPUT.PHOTOMETRIC.SWAP_CHANNELS = True
+
+    # Placing the picture on a larger canvas of MODEL.PIXEL_MEAN.
+    _C.INPUT.EXPAND = CN()
+    _C.INPUT.EXPAND.PROB = 0.5
+    _C.INPUT.EXPAND.RATIO = (1.0, 4.0)  # range of canvas side / picture side
+
+    # Crop in which one box overlaps the window by a drawn IoU.
+    _C.INPUT.IOU_CROP = CN()
+    _C.INPUT.IOU_CROP.ENABLED = True
+    # Drawn with equal chance; besides them "whole picture" and "any window" are drawn.
+    _C.INPUT.IOU_CROP.MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9)
+    _C.INPUT.IOU_CROP.SCALE = (0.3, 1.0)  # range of window side / picture side
+    _C.INPUT.IOU_CROP.ASPECT_RATIO = (0.5, 2.0)  # range of window height / width
+    _C.INPUT.IOU_CROP.TRIALS = 50  # windows tried before another IoU is drawn
+
+    # Data sets of your own, one mapping each: NAME; FORMAT coco or voc; for coco JSON and IMAGES,
+    # for voc ROOT and SPLIT; optionally CLASSES, a list of names. Paths are relative to
+    # $DETECTRON2_DATASETS (default "datasets").
+    _C.DATASETS.REGISTER = []
+
+
+def get_config_file(name: str) -> str:
+    """Path of a config that comes with the package, such as ``"ssdlite_mnv2.yaml"``.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    package = Path(__file__).resolve().parent
+    folders = (package / "configs", package.parent / "configs")  # installed, checkout
+    for path in (folder / name for folder in folders):
+        if path.is_file():
+            return str(path)
+    known = {str(p.relative_to(f)) for f in folders for p in f.rglob("*.yaml")}
+    raise InputError(f"no config '{name}'; the package has {', '.join(sorted(known))}")
+
+
+def load_config(config_file: str, opts: Iterable[str] = ()) -> CN:
+    """A Detectron2 config with SSD's keys, a YAML file and ``KEY VALUE ...`` overrides merged.
+
+    Args:
+        config_file: a path, or the name of a config of the package, with or without "configs/".
+        opts: alternating keys and values.
+
+    Raises:
+        InputError: the file is missing or no YAML, or a key or value does not fit.
+    """
+    cfg = get_cfg()
+    add_ssd_config(cfg)
+    if not Path(config_file).is_file():
+        config_file = get_config_file(config_file.removeprefix("configs/"))
+    source = config_file
+    try:
+        cfg.merge_from_file(config_file)
+        source = "the command line"
+        cfg.merge_from_list(list(opts))
+    except Exception as error:  # yacs and yaml raise nearly every kind
+        reason = " ".join(str(error.args[0] if error.args else error).split())
+        raise InputError(f"{source}: {reason}") from error
+    return cfg

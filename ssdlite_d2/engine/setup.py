@@ -1,0 +1,40 @@
+"""From command-line arguments to a finished config."""
+
+import argparse
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+
+from ..config import load_config
+from ..data.datasets import resolve_datasets
+from ..errors import InputError
+
+
+def finish_config(cfg: CfgNode) -> None:
+    """Settle what the config leaves open: the device, the data sets, the number of classes."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise InputError("SOLVER.AMP.ENABLED needs CUDA; set it to False on this machine")
+    resolve_datasets(cfg)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of Detectron2's command-line arguments; also sets up logging and seeds.
+
+    Raises:
+        InputError: something in the arguments, the config or the data sets is wrong.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    wanted = cfg.MODEL.DEVICE
+    finish_config(cfg)
+    cfg.freeze()
+    try:
+        default_setup(cfg, args)
+    except OSError as error:
+        raise InputError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}") from error
+    if cfg.MODEL.DEVICE != wanted:
+        logging.getLogger(__name__).warning(f"No CUDA: MODEL.DEVICE is cpu instead of {wanted}")
+    return cfg

@@ -1,0 +1,11 @@
+class InputError(ValueError):
+    """Something the user gave is wrong; the message is one line that names it and what to change.
+
+    The command-line programs print the message without a traceback.
+    """
+
+    def __init__(self, message: str):
+        # A data loader worker's error is raised again in the main process with the worker's whole
+        # traceback as its message: the last line of that is the message itself.
+        lines = message.strip().splitlines() or [""]
+        super().__init__(lines[-1].split(f"{type(self).__name__}: ")[-1])

@@ -1,0 +1,3 @@
+from .voc import VOCEvaluator
+
+__all__ = ["VOCEvaluator"]

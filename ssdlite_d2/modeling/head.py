@@ -1,0 +1,85 @@
+"""SSD's predictors: per feature map, one for class scores and one for box codes."""
+
+import math
+from typing import Callable, List, Optional, Sequence, Tuple
+
+from torch import Tensor, nn
+
+
+class SSDHead(nn.Module):
+    """A 3x3 convolution per feature map and output (:paper:`SSD`, sec. 2.1)."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        num_anchors: Sequence[int],
+        num_scores: int,
+        score_prior: Optional[float] = None,
+        norm: Callable[[int], nn.Module],
+    ):
+        """
+        Args:
+            in_channels: channels of each of the L feature maps.
+            num_anchors: anchors per cell Ai of each map.
+            num_scores: class scores per anchor Kc: K + 1 with a background class, K without.
+            score_prior: sigmoid score of every class at the start (:paper:`RetinaNet`, sec. 4.1);
+                None leaves the class predictors as the box predictors.
+            norm: builds a normalisation layer from its channels.
+        """
+        super().__init__()
+        self.norm = norm
+        self.num_levels = len(in_channels)
+        levels = list(enumerate(zip(in_channels, num_anchors)))
+        self.cls_score = nn.ModuleList(self.predictor(i, c, a * num_scores) for i, (c, a) in levels)
+        self.bbox_pred = nn.ModuleList(self.predictor(i, c, a * 4) for i, (c, a) in levels)
+        self.reset_parameters(score_prior)
+
+    def predictor(self, level: int, in_channels: int, out_channels: int) -> nn.Module:
+        """The module that predicts ``out_channels`` from map ``level``; its last part is a Conv2d."""
+        return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def reset_parameters(self, score_prior: Optional[float] = None) -> None:
+        """Initialise as the paper's successors do: Xavier, zero bias, and the focal prior.
+
+        The prior is for the last convolution only. The reference SSDLite also sets it on the
+        depthwise convolution before, whose outputs then all lie below the ReLU6.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        if score_prior is not None:
+            for predictor in self.cls_score:
+                last = [m for m in predictor.modules() if isinstance(m, nn.Conv2d)][-1]
+                nn.init.normal_(last.weight, std=0.01)
+                nn.init.constant_(last.bias, -math.log((1 - score_prior) / score_prior))
+
+    def forward(self, features: List[Tensor]) -> Tuple[List[Tensor], List[Tensor]]:
+        """
+        Args:
+            features: L maps (N, Ci, Hi, Wi).
+
+        Returns:
+            L class logits (N, Ai * Kc, Hi, Wi) and L box codes (N, Ai * 4, Hi, Wi).
+        """
+        logits = [predict(x) for predict, x in zip(self.cls_score, features)]
+        deltas = [predict(x) for predict, x in zip(self.bbox_pred, features)]
+        return logits, deltas
+
+
+class SSDLiteHead(SSDHead):
+    """Depthwise-separable predictors (:paper:`MobileNetV2`, sec. 6.2); a 1x1 on the last map.
+
+    As in the reference SSDLite, the depthwise convolution has a bias.
+    """
+
+    def predictor(self, level: int, in_channels: int, out_channels: int) -> nn.Module:
+        if level == self.num_levels - 1:
+            return nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        return nn.Sequential(
+            nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1, groups=in_channels),
+            self.norm(in_channels),
+            nn.ReLU6(inplace=True),
+            nn.Conv2d(in_channels, out_channels, kernel_size=1),
+        )

@@ -1,0 +1,69 @@
+"""SSD's losses, as functions of tensors: float32 inside, defined when nothing is positive.
+
+Letters: N images, R anchors, K foreground classes; background is class K.
+"""
+
+import torch.nn.functional as F
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor
+
+
+def hard_negatives(
+    loss: Tensor, positive: Tensor, ratio: float = 3.0, min_negatives: int = 0
+) -> Tensor:
+    """The negatives that :paper:`SSD` (sec. 2.2, hard negative mining) keeps in each image.
+
+    Args:
+        loss: (N, R) class loss of every anchor.
+        positive: (N, R) bool.
+        ratio: negatives per positive.
+        min_negatives: at least so many in every image.
+
+    Returns:
+        (N, R) bool: the negatives of greatest loss, ``max(ratio * positives, min_negatives)`` of
+        each image, or all it has.
+    """
+    count = (positive.sum(dim=1, keepdim=True) * ratio).clamp(min=min_negatives)
+    loss = loss.detach().masked_fill(positive, -float("inf"))
+    rank = loss.argsort(dim=1, descending=True).argsort(dim=1)
+    return (rank < count) & ~positive
+
+
+def multibox_class_loss(
+    logits: Tensor, labels: Tensor, neg_pos_ratio: float = 3.0, min_negatives: int = 0
+) -> Tensor:
+    """Softmax cross-entropy over positives and mined negatives, summed.
+
+    Args:
+        logits: (N, R, K + 1), background last.
+        labels: (N, R) in [0, K]; K is background.
+    """
+    background = logits.shape[-1] - 1
+    loss = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # (N, R)
+    positive = labels != background
+    chosen = positive | hard_negatives(loss, positive, neg_pos_ratio, min_negatives)
+    return loss[chosen].sum()
+
+
+def focal_class_loss(
+    logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Sigmoid focal loss (:paper:`RetinaNet`, eq. 5) over all anchors and classes, summed.
+
+    Args:
+        logits: (N, R, K); there is no background class.
+        labels: (N, R) in [0, K]; K is background: the target is 0 in every class.
+    """
+    target = F.one_hot(labels, logits.shape[-1] + 1)[..., :-1]  # (N, R, K)
+    logits = logits.float()
+    return sigmoid_focal_loss(logits, target.to(logits), alpha, gamma, reduction="sum")
+
+
+def box_loss(deltas: Tensor, targets: Tensor, beta: float = 1.0) -> Tensor:
+    """Smooth L1 of box codes, summed.
+
+    Args:
+        deltas, targets: (P, 4) of the P positive anchors; P may be 0.
+        beta: where the loss turns from quadratic to linear; 0 is plain L1.
+    """
+    return F.smooth_l1_loss(deltas.float(), targets.float(), beta=beta, reduction="sum")

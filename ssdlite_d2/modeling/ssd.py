@@ -1,0 +1,305 @@
+"""The detectors: read this file first."""
+
+from typing import Dict, List, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import batched_nms
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    Backbone,
+    build_anchor_generator,
+    build_backbone,
+)
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+
+from ..data.datasets import resolve_num_classes
+from ..errors import InputError
+from .head import SSDHead, SSDLiteHead
+from .losses import box_loss, focal_class_loss, multibox_class_loss
+from .matcher import SSDMatcher
+from .norm import norm_builder
+
+LOSSES = ("focal", "multibox")
+
+
+@META_ARCH_REGISTRY.register()
+class SSD(DenseDetector):
+    """:paper:`SSD`: class scores and box codes for the anchors of several feature maps, at once.
+
+    Takes pictures of any size and stretches them to its input size; boxes come out in the pixels of
+    the picture (or of ``height`` and ``width`` of its input dict), as Detectron2 wants them.
+    """
+
+    head_class = SSDHead
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: Sequence[str],
+        anchor_generator: nn.Module,
+        box2box_transform: Box2BoxTransform,
+        anchor_matcher: SSDMatcher,
+        num_classes: int,
+        input_size: Tuple[int, int],
+        loss: str = "focal",
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        neg_pos_ratio: float = 3.0,
+        min_negatives: int = 0,
+        smooth_l1_beta: float = 1.0,
+        cls_loss_weight: float = 1.0,
+        box_loss_weight: float = 1.0,
+        test_score_thresh: float = 0.05,
+        test_nms_thresh: float = 0.5,
+        test_topk_candidates: int = 2000,
+        max_detections_per_image: int = 100,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ):
+        """
+        Args:
+            head: maps L feature maps to L class logits and L box codes.
+            num_classes: foreground classes K; K itself stands for background.
+            input_size: (H, W) of the network input in pixels.
+            loss: ``"focal"``: sigmoid scores, Kc = K. ``"multibox"``: softmax scores, Kc = K + 1,
+                background last.
+            test_topk_candidates: (anchor, class) pairs of a picture that enter suppression.
+
+        The rest is told where ``add_ssd_config`` defines the key of the same name.
+
+        Raises:
+            InputError: ``loss`` is unknown.
+        """
+        super().__init__(
+            backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
+        )
+        if loss not in LOSSES:
+            raise InputError(f"MODEL.SSD.LOSS is '{loss}'; it is one of {', '.join(LOSSES)}")
+        self.anchor_generator = anchor_generator
+        self.box2box_transform = box2box_transform
+        self.anchor_matcher = anchor_matcher
+        self.num_classes = num_classes
+        self.num_scores = num_classes + (loss == "multibox")
+        self.input_size = tuple(int(n) for n in input_size)
+
+        self.loss = loss
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self.neg_pos_ratio = neg_pos_ratio
+        self.min_negatives = min_negatives
+        self.smooth_l1_beta = smooth_l1_beta
+        self.cls_loss_weight = cls_loss_weight
+        self.box_loss_weight = box_loss_weight
+
+        self.test_score_thresh = test_score_thresh
+        self.test_nms_thresh = test_nms_thresh
+        self.test_topk_candidates = test_topk_candidates
+        self.max_detections_per_image = max_detections_per_image
+
+        # Depthwise networks run nearly twice as fast in this layout on CPU cores.
+        self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.SSD
+        num_classes = resolve_num_classes(cfg)
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        unknown = [name for name in node.IN_FEATURES if name not in shapes]
+        if unknown:
+            raise InputError(
+                f"MODEL.SSD.IN_FEATURES names {', '.join(unknown)}; "
+                f"the backbone has {', '.join(shapes)}"
+            )
+        feature_shapes = [shapes[name] for name in node.IN_FEATURES]
+        anchor_generator = build_anchor_generator(cfg, feature_shapes)
+        head = cls.head_class(
+            in_channels=[shape.channels for shape in feature_shapes],
+            num_anchors=anchor_generator.num_anchors,
+            num_scores=num_classes + (node.LOSS == "multibox"),
+            score_prior=node.FOCAL_PRIOR if node.LOSS == "focal" else None,
+            norm=norm_builder(cfg),
+        )
+        return {
+            "backbone": backbone,
+            "head": head,
+            "head_in_features": node.IN_FEATURES,
+            "anchor_generator": anchor_generator,
+            "box2box_transform": Box2BoxTransform(weights=node.BBOX_REG_WEIGHTS),
+            "anchor_matcher": SSDMatcher(node.IOU_THRESHOLD),
+            "num_classes": num_classes,
+            "input_size": cfg.INPUT.SIZE,
+            "loss": node.LOSS,
+            "focal_alpha": node.FOCAL_ALPHA,
+            "focal_gamma": node.FOCAL_GAMMA,
+            "neg_pos_ratio": node.NEG_POS_RATIO,
+            "min_negatives": node.MIN_NEGATIVES,
+            "smooth_l1_beta": node.SMOOTH_L1_BETA,
+            "cls_loss_weight": node.CLS_LOSS_WEIGHT,
+            "box_loss_weight": node.BOX_LOSS_WEIGHT,
+            "test_score_thresh": node.SCORE_THRESH_TEST,
+            "test_nms_thresh": node.NMS_THRESH_TEST,
+            "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def preprocess_image(self, batched_inputs: List[Dict[str, Tensor]]) -> ImageList:
+        """Stretch every picture to the input size and normalise.
+
+        Unlike the parent, which pads. The resampling is bilinear without antialias, as in training
+        (``ResizeTransform``); a picture of the input size is taken as it is.
+
+        Returns:
+            ImageList: tensor (N, 3, H, W); ``image_sizes`` are the sizes the pictures came in.
+        """
+        images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        stacked = torch.stack([self._resize(image) for image in images])
+        tensor = (stacked - self.pixel_mean) / self.pixel_std
+        return ImageList(tensor.contiguous(memory_format=torch.channels_last), sizes)
+
+    def _resize(self, image: Tensor) -> Tensor:
+        image = image.float()
+        if tuple(image.shape[-2:]) == self.input_size:
+            return image
+        return F.interpolate(image[None], self.input_size, mode="bilinear", align_corners=False)[0]
+
+    def forward_training(self, images, features, predictions, gt_instances):
+        logits, deltas = self._flatten(predictions)
+        anchors = Boxes.cat(self.anchor_generator(features, images.tensor.shape[-2:]))
+        self._scale_to_input(gt_instances, images)
+        labels, boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(anchors, logits, deltas, labels, boxes)
+
+    def _flatten(self, predictions) -> Tuple[Tensor, Tensor]:
+        """Per-level maps to logits (N, R, Kc) and deltas (N, R, 4)."""
+        logits, deltas = self._transpose_dense_predictions(predictions, [self.num_scores, 4])
+        return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
+
+    def _scale_to_input(self, gt_instances: List[Instances], images: ImageList) -> None:
+        """Bring boxes from the pixels of the pictures to those of the network input."""
+        height, width = images.tensor.shape[-2:]
+        for instances, (h, w) in zip(gt_instances, images.image_sizes):
+            if (h, w) != (height, width):
+                instances.gt_boxes.scale(width / w, height / h)
+
+    @torch.no_grad()
+    def label_anchors(
+        self, anchors: Boxes, gt_instances: List[Instances]
+    ) -> Tuple[Tensor, List[Tensor]]:
+        """
+        Args:
+            anchors: R boxes.
+            gt_instances: N images with ``gt_boxes`` (M, 4) and ``gt_classes`` (M,); M may be 0.
+
+        Returns:
+            (N, R) class of every anchor, K for background, and the (R, 4) ground-truth box of every
+            anchor per image, which for background anchors has no meaning.
+        """
+        labels, boxes = [], []
+        for instances in gt_instances:
+            quality = pairwise_iou(instances.gt_boxes, anchors)  # (M, R)
+            matches, positive = self.anchor_matcher(quality)
+            if len(instances):
+                classes = instances.gt_classes[matches]
+                classes[positive == 0] = self.num_classes
+                boxes.append(instances.gt_boxes.tensor[matches])
+            else:
+                classes = torch.full_like(matches, self.num_classes)
+                boxes.append(anchors.tensor)
+            labels.append(classes)
+        return torch.stack(labels), boxes
+
+    def losses(
+        self,
+        anchors: Boxes,
+        logits: Tensor,
+        deltas: Tensor,
+        labels: Tensor,
+        boxes: List[Tensor],
+    ) -> Dict[str, Tensor]:
+        """
+        Args:
+            logits, deltas: (N, R, Kc) and (N, R, 4).
+            labels, boxes: of ``label_anchors``.
+
+        Returns:
+            dict: ``loss_cls`` and ``loss_box_reg``, each a sum over the batch divided by its number
+            of positive anchors; finite, and with a gradient for every input, without any.
+        """
+        positive = labels != self.num_classes  # (N, R)
+        count = _count_over_job(positive)
+        if has_event_storage():
+            get_event_storage().put_scalar("num_pos_anchors", float(count) / len(labels))
+
+        anchor_of_positive = anchors.tensor.expand(len(labels), -1, -1)[positive]  # (P, 4)
+        targets = self.box2box_transform.get_deltas(
+            anchor_of_positive, torch.stack(boxes)[positive]
+        )
+        loss_box = box_loss(deltas[positive], targets, self.smooth_l1_beta)
+        if self.loss == "focal":
+            loss_cls = focal_class_loss(logits, labels, self.focal_alpha, self.focal_gamma)
+        else:
+            loss_cls = multibox_class_loss(logits, labels, self.neg_pos_ratio, self.min_negatives)
+        return {
+            "loss_cls": self.cls_loss_weight * loss_cls / count,
+            "loss_box_reg": self.box_loss_weight * loss_box / count,
+        }
+
+    def forward_inference(self, images, features, predictions) -> List[Instances]:
+        logits, deltas = self._flatten(predictions)
+        anchors = Boxes.cat(self.anchor_generator(features, images.tensor.shape[-2:]))
+        scores = self.scores(logits)
+        size = tuple(images.tensor.shape[-2:])
+        return [self._detect(anchors, s, d, size) for s, d in zip(scores, deltas)]
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Class logits (..., Kc) to scores (..., K)."""
+        if self.loss == "focal":
+            return logits.sigmoid()
+        return logits.softmax(dim=-1)[..., :-1]
+
+    def _detect(self, anchors: Boxes, scores: Tensor, deltas: Tensor, size) -> Instances:
+        """One picture's detections, in pixels of the network input, best first."""
+        detections = self._decode_per_level_predictions(
+            anchors, scores, deltas, self.test_score_thresh, self.test_topk_candidates, size
+        )
+        keep = batched_nms(
+            detections.pred_boxes.tensor,
+            detections.scores,
+            detections.pred_classes,
+            self.test_nms_thresh,
+        )
+        return detections[keep[: self.max_detections_per_image]]
+
+
+def _count_over_job(positive: Tensor) -> Tensor:
+    """Positive anchors of a batch, averaged over the processes; at least 1 in all of them together.
+
+    Divided by it, losses have, after the processes' gradients are averaged, the gradient of one
+    process with the whole batch. (The reference counts per process.)
+    """
+    count = positive.sum().float()
+    world = comm.get_world_size()
+    if world > 1:
+        torch.distributed.all_reduce(count)
+    return count.clamp(min=1.0) / world
+
+
+@META_ARCH_REGISTRY.register()
+class SSDLite(SSD):
+    """SSD with depthwise-separable predictors (:paper:`MobileNetV2`, sec. 6.2)."""
+
+    head_class = SSDLiteHead
