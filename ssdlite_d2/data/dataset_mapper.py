@@ -62,9 +62,7 @@ class SSDDatasetMapper:
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         image = self._read(dataset_dict)
-        annotations = [
-            a for a in dataset_dict.pop("annotations", []) if not a.get("iscrowd", 0)
-        ]
+        annotations = [a for a in dataset_dict.pop("annotations", []) if not a.get("iscrowd", 0)]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
         sample = T.AugInput(image, boxes=np.asarray(boxes, dtype=np.float64).reshape(-1, 4))
         self.augmentations(sample)

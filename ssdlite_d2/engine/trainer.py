@@ -31,8 +31,14 @@ class SSDTrainer(DefaultTrainer):
     """DefaultTrainer with SSD's mapper, evaluators and checkpointer, on CPU processes too."""
 
     def __init__(self, cfg: CfgNode):
-        """As the parent's, whose data-parallel wrapper works on GPUs only."""
+        """As the parent's, whose data-parallel wrapper works on GPUs only.
+
+        Raises:
+            InputError: the config asks for what this machine cannot do.
+        """
         TrainerBase.__init__(self)
+        if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
+            raise InputError("SOLVER.AMP.ENABLED needs CUDA; set it to False on this machine")
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())

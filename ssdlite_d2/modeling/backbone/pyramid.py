@@ -49,7 +49,9 @@ class SSDBackbone(Backbone):
         self.taps = {tap.block: tap for tap in taps}
         shapes = {tap.name: ShapeSpec(channels=tap.channels, stride=tap.stride) for tap in taps}
         for i, channels in enumerate(extra_channels):
-            shapes[f"extra{i}"] = ShapeSpec(channels=channels, stride=taps[-1].stride * 2 ** (i + 1))
+            shapes[f"extra{i}"] = ShapeSpec(
+                channels=channels, stride=taps[-1].stride * 2 ** (i + 1)
+            )
         self._shapes = shapes
 
     def output_shape(self) -> Dict[str, ShapeSpec]:

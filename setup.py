@@ -1,0 +1,35 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).resolve().parent
+version = next(
+    line.split('"')[1]
+    for line in (here / "ssdlite_d2" / "__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="ssdlite-d2",
+    version=version,
+    description="SSD and SSDLite object detectors for Detectron2",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["ssdlite_d2", "ssdlite_d2.*"]), "ssdlite_d2.configs"],
+    package_dir={"ssdlite_d2.configs": "configs"},
+    package_data={"ssdlite_d2.configs": ["*.yaml", "*/*.yaml"]},
+    # Detectron2 has no release on the package index: see README.md, "Install".
+    install_requires=[
+        "fvcore",
+        "iopath>=0.1.7,<0.1.10",
+        "numpy",
+        "opencv-python",
+        "pillow",
+        "pycocotools",
+        "torch>=2.1",
+        "torchvision>=0.16",
+        "tqdm",
+    ],
+)

@@ -1,0 +1,200 @@
+"""Detectron2's demo for SSD: draw detections on pictures, a video or a webcam.
+
+python -m ssdlite_d2.tools.demo --config-file configs/ssdlite_mnv2.yaml --input *.jpg \
+    --output drawn --opts MODEL.WEIGHTS model.pth
+"""
+
+import argparse
+import glob
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Iterator, List, Sequence
+
+import cv2
+import numpy as np
+import tqdm
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Instances
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.video_visualizer import VideoVisualizer
+from detectron2.utils.visualizer import Visualizer
+
+from ..config import load_config
+from ..engine import build_predictor, finish_config
+from ..errors import InputError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+WINDOW = "SSD detections"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Draw an SSD model's detections")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", help="pictures, folders of them, or glob patterns")
+    source.add_argument("--video-input", metavar="FILE", help="path to a video file")
+    source.add_argument("--webcam", action="store_true", help="take pictures from the webcam")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="a folder, or a file for one picture or video; without it, a window shows the result",
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        metavar="T",
+        help="smallest score of a detection that is drawn (default: 0.5)",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="config options, as KEY VALUE pairs",
+    )
+    return parser
+
+
+def find_pictures(inputs: Sequence[str]) -> List[str]:
+    """The picture files that paths, folders and glob patterns stand for.
+
+    Raises:
+        InputError: one of them stands for none.
+    """
+    found = []
+    for item in map(os.path.expanduser, inputs):
+        if os.path.isdir(item):
+            paths = [str(p) for p in sorted(Path(item).iterdir()) if p.suffix.lower() in PICTURES]
+        else:
+            paths = [item] if os.path.isfile(item) else sorted(glob.glob(item))
+        if not paths:
+            raise InputError(f"--input: no picture at {item}")
+        found += paths
+    return found
+
+
+def run_on_pictures(predictor: DefaultPredictor, paths: List[str], output: str) -> int:
+    """Draw on each picture; returns how many could not be read."""
+    logger = logging.getLogger("detectron2")
+    to_file = bool(output) and Path(output).suffix.lower() in PICTURES
+    if to_file and len(paths) > 1:
+        raise InputError(f"--output {output} is one file for {len(paths)} pictures; name a folder")
+    if output:
+        _make_folder(Path(output).parent if to_file else Path(output))
+    unreadable = 0
+    for path in tqdm.tqdm(paths, disable=not output):
+        start = time.perf_counter()
+        try:
+            image = read_image(path, format="BGR")
+        except (OSError, SyntaxError, ValueError) as error:
+            logger.error(f"{path} cannot be read: {str(error).splitlines()[0]}")
+            unreadable += 1
+            continue
+        instances = predictor(image)["instances"].to("cpu")
+        seconds = time.perf_counter() - start
+        logger.info(f"{path}: detected {len(instances)} instances in {seconds:.2f}s")
+        drawn = draw(image, instances, predictor.metadata)
+        if not output:
+            cv2.imshow(WINDOW, drawn)
+            if cv2.waitKey(0) == 27:  # escape
+                break
+        else:
+            target = output if to_file else os.path.join(output, os.path.basename(path))
+            if not cv2.imwrite(target, drawn):
+                raise InputError(f"--output: cannot write {target}")
+    return unreadable
+
+
+def draw(image: np.ndarray, instances: Instances, metadata) -> np.ndarray:
+    """Detections on a BGR picture (h, w, 3); returns the like."""
+    visualizer = Visualizer(image[:, :, ::-1], metadata)
+    return visualizer.draw_instance_predictions(instances).get_image()[:, :, ::-1]
+
+
+def run_on_video(predictor: DefaultPredictor, source, output: str) -> None:
+    """Draw on every frame of a video file (a path) or of a webcam (a number)."""
+    video = cv2.VideoCapture(source)
+    if not video.isOpened():
+        raise InputError(f"cannot open the video {source}")
+    width, height = (
+        int(video.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+    )
+    frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if isinstance(source, str) else None
+    writer = None
+    if output:
+        target = Path(output)
+        if target.suffix.lower() not in (".mp4", ".mkv", ".avi"):
+            target = target / (Path(str(source)).stem + ".mp4")
+        if target.exists():
+            raise InputError(f"--output: {target} exists")
+        _make_folder(target.parent)
+        fps = video.get(cv2.CAP_PROP_FPS) or 30.0
+        writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
+        if not writer.isOpened():
+            raise InputError(f"--output: cannot write {target}")
+    visualizer = VideoVisualizer(predictor.metadata)
+    for frame in tqdm.tqdm(_frames(video), total=frames):
+        instances = predictor(frame)["instances"].to("cpu")
+        drawn = visualizer.draw_instance_predictions(frame[:, :, ::-1], instances)
+        drawn = cv2.cvtColor(drawn.get_image(), cv2.COLOR_RGB2BGR)
+        if writer is not None:
+            writer.write(cv2.resize(drawn, (width, height)))
+        else:
+            cv2.imshow(WINDOW, drawn)
+            if cv2.waitKey(1) == 27:  # escape
+                break
+    video.release()
+    if writer is not None:
+        writer.release()
+        logging.getLogger("detectron2").info(f"Wrote {target}")
+
+
+def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    while True:
+        good, frame = video.read()
+        if not good:
+            return
+        yield frame
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output: {path}: {error.strerror}") from error
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit status: 1 when a picture could not be read."""
+    if args.webcam and args.output:
+        raise InputError("--webcam shows a window; --output is for pictures and video files")
+    cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.SSD.SCORE_THRESH_TEST = args.confidence_threshold
+    paths = find_pictures(args.input) if args.input else []
+    finish_config(cfg)
+    predictor = build_predictor(cfg)
+    if not hasattr(predictor, "metadata"):  # the config names no data set for testing
+        predictor.metadata = MetadataCatalog.get("__unused")
+    if args.input:
+        return int(run_on_pictures(predictor, paths, args.output) > 0)
+    run_on_video(predictor, 0 if args.webcam else args.video_input, args.output)
+    return 0
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    setup_logger(name="fvcore")
+    setup_logger()
+    try:
+        sys.exit(run(args))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Draw a model's detections beside the true boxes on pictures of its test set.
+
+python -m ssdlite_d2.tools.visualize_results --config-file configs/ssdlite_mnv2_bccd.yaml \
+    --output drawn --opts MODEL.WEIGHTS model.pth
+"""
+
+import argparse
+import copy
+import logging
+import sys
+from pathlib import Path
+from typing import Dict
+
+import cv2
+import numpy as np
+import tqdm
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import Visualizer
+
+from ..config import load_config
+from ..data.datasets import dataset_errors
+from ..engine import build_predictor, finish_config
+from ..errors import InputError
+
+SMALLEST_SIDE = 480  # pixels; smaller pictures are enlarged, for the labels to be legible
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Draw detections (left) and true boxes (right)")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--count", type=int, default=8, help="how many pictures (default: 8)")
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.3,
+        metavar="T",
+        help="smallest score of a detection that is drawn (default: 0.3)",
+    )
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    return parser
+
+
+def side_by_side(image: np.ndarray, instances, record: Dict, metadata) -> np.ndarray:
+    """A BGR picture twice: with detections, and with the boxes of its dataset dict."""
+    scale = max(1.0, SMALLEST_SIDE / min(image.shape[:2]))
+    rgb = np.ascontiguousarray(image[:, :, ::-1])
+    found = Visualizer(rgb, metadata, scale=scale).draw_instance_predictions(instances)
+    true = Visualizer(rgb, metadata, scale=scale).draw_dataset_dict(copy.deepcopy(record))
+    return np.hstack((found.get_image(), true.get_image()))[:, :, ::-1]
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.SSD.SCORE_THRESH_TEST = args.confidence_threshold
+    finish_config(cfg)
+    if not cfg.DATASETS.TEST:
+        raise InputError("DATASETS.TEST names no data set")
+    predictor = build_predictor(cfg)
+    name = cfg.DATASETS.TEST[0]
+    with dataset_errors((name,)):
+        records = DatasetCatalog.get(name)
+    # the pictures with the most objects of each stretch of the data set: spread, and not empty
+    stretches = np.array_split(np.arange(len(records)), min(args.count, len(records)))
+    chosen = [max(s, key=lambda i: len(records[i]["annotations"])) for s in stretches]
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for record in tqdm.tqdm([records[i] for i in chosen]):
+        image = read_image(record["file_name"], format="BGR")
+        instances = predictor(image)["instances"].to("cpu")
+        drawn = side_by_side(image, instances, record, MetadataCatalog.get(name))
+        paths.append(output / f"{Path(record['file_name']).stem}.jpg")
+        if not cv2.imwrite(str(paths[-1]), drawn):
+            raise InputError(f"--output: cannot write {paths[-1]}")
+    print(f"Detections (left) and true boxes (right), {len(paths)} pictures of '{name}':")
+    print("\n".join(f"  {path}" for path in paths))
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    setup_logger(name="fvcore").setLevel(logging.WARNING)
+    setup_logger().setLevel(logging.WARNING)
+    try:
+        run(args)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
