@@ -1,3 +1,6 @@
+"""The error of everything the user can mend."""
+
+
 class InputError(ValueError):
     """Something the user gave is wrong; the message is one line that names it and what to change.
 

@@ -36,7 +36,7 @@ class SSDHead(nn.Module):
         self.reset_parameters(score_prior)
 
     def predictor(self, level: int, in_channels: int, out_channels: int) -> nn.Module:
-        """The module that predicts ``out_channels`` from map ``level``; its last part is a Conv2d."""
+        """What predicts ``out_channels`` from map ``level``; its last part is a Conv2d."""
         return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
 
     def reset_parameters(self, score_prior: Optional[float] = None) -> None:

@@ -1,0 +1,50 @@
+import pytest
+import torch
+from conftest import bare_config
+from detectron2.modeling import build_backbone
+from torchvision.models import mobilenet_v2
+
+from ssdlite_d2 import InputError
+
+
+@pytest.mark.parametrize("tap, channels", [("block", 96), ("expansion", 576)])
+@pytest.mark.parametrize("size", [(320, 320), (192, 320)])
+def test_maps_have_the_declared_shapes(tap, channels, size):
+    backbone = build_backbone(bare_config(3, "MODEL.SSD.BACKBONE.TAP", tap)).eval()
+    outputs = backbone(torch.zeros(1, 3, *size))
+    shapes = backbone.output_shape()
+    assert list(outputs) == list(shapes) == ["c4", "c5", "extra0", "extra1", "extra2", "extra3"]
+    assert shapes["c4"].channels == channels
+    for name, x in outputs.items():
+        assert x.shape[1] == shapes[name].channels
+        # stride-2 convolutions round up
+        assert tuple(x.shape[2:]) == tuple(-(-n // shapes[name].stride) for n in size)
+
+
+@pytest.mark.parametrize("tap, index", [("block", 13), ("expansion", 14)])
+def test_taps_are_torchvisions_tensors(tap, index):
+    trunk = mobilenet_v2().eval()
+    backbone = build_backbone(bare_config(3, "MODEL.SSD.BACKBONE.TAP", tap)).eval()
+    backbone.features.load_state_dict(trunk.features.state_dict())
+    x = torch.rand(1, 3, 64, 64)
+    outputs = backbone(x)
+    assert torch.allclose(outputs["c5"], trunk.features(x), atol=1e-5)
+    expected = trunk.features[:index](x) if tap == "expansion" else trunk.features[: index + 1](x)
+    if tap == "expansion":
+        expected = trunk.features[14].conv[0](expected)
+    assert torch.allclose(outputs["c4"], expected, atol=1e-5)
+
+
+def test_norm_options_reach_every_layer():
+    opts = ["MODEL.SSD.NORM_EPS", 1e-3, "MODEL.SSD.NORM_MOMENTUM", 0.03]
+    backbone = build_backbone(bare_config(3, *opts))
+    norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 52 + 12
+    assert {(m.eps, m.momentum) for m in norms} == {(1e-3, 0.03)}
+
+
+def test_wrong_options_are_named():
+    with pytest.raises(InputError, match="TAP is 'c3'"):
+        build_backbone(bare_config(3, "MODEL.SSD.BACKBONE.TAP", "c3"))
+    with pytest.raises(InputError, match="EXTRA_CHANNELS has 1 entries and EXTRA_EXPANSION has 4"):
+        build_backbone(bare_config(3, "MODEL.SSD.BACKBONE.EXTRA_CHANNELS", "[512]"))
