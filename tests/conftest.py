@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -89,12 +90,38 @@ def run(*command, cwd=ROOT, timeout=240, **env) -> subprocess.CompletedProcess:
     )
 
 
-def assert_one_line_error(result: subprocess.CompletedProcess, *words: str) -> None:
-    """The program failed with one line that has all words, and no traceback."""
-    output = result.stdout + result.stderr
-    assert result.returncode == 1, output
-    assert "Traceback" not in output, output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, output
+DRIVER = """
+import json, runpy, sys
+program, cases = json.loads(sys.argv[1])
+for case in cases:
+    sys.argv = [program, *case]
+    try:
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    print("\\nEXIT " + json.dumps(code))
+"""
+
+
+def exits(program: str, *cases, **kwargs) -> list:
+    """How a program ends for each list of arguments: its exit status or its last words.
+
+    All in one process, since most of a short run is importing torch.
+    """
+    arguments = json.dumps([program, [[str(word) for word in case] for case in cases]])
+    done = run("-c", DRIVER, arguments, **kwargs)
+    assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    codes = [line[5:] for line in done.stdout.splitlines() if line.startswith("EXIT ")]
+    assert len(codes) == len(cases), done.stdout + done.stderr
+    return [json.loads(code) for code in codes]
+
+
+def assert_error(code, *words: str) -> None:
+    """The program ended with one line, printed to stderr, that has all words."""
+    assert isinstance(code, str) and code.startswith("error: ") and "\n" not in code, code
     for word in words:
-        assert word in lines[0], lines[0]
+        assert word in code, code

@@ -6,6 +6,8 @@ import logging
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
 from ..data.datasets import resolve_datasets
@@ -30,6 +32,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     finish_config(cfg)
     cfg.freeze()
     try:
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ssdlite_d2")
         default_setup(cfg, args)
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}") from error

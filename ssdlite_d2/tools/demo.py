@@ -80,7 +80,7 @@ def find_pictures(inputs: Sequence[str]) -> List[str]:
 
 def run_on_pictures(predictor: DefaultPredictor, paths: List[str], output: str) -> int:
     """Draw on each picture; returns how many could not be read."""
-    logger = logging.getLogger("detectron2")
+    logger = logging.getLogger("ssdlite_d2")
     to_file = bool(output) and Path(output).suffix.lower() in PICTURES
     if to_file and len(paths) > 1:
         raise InputError(f"--output {output} is one file for {len(paths)} pictures; name a folder")
@@ -151,7 +151,7 @@ def run_on_video(predictor: DefaultPredictor, source, output: str) -> None:
     video.release()
     if writer is not None:
         writer.release()
-        logging.getLogger("detectron2").info(f"Wrote {target}")
+        logging.getLogger("ssdlite_d2").info(f"Wrote {target}")
 
 
 def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
@@ -188,8 +188,8 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> None:
     args = get_parser().parse_args()
-    setup_logger(name="fvcore")
-    setup_logger()
+    for name in ("fvcore", "detectron2", "ssdlite_d2"):
+        setup_logger(name=name)
     try:
         sys.exit(run(args))
     except InputError as error:

@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = get_parser().parse_args()
-    setup_logger(name="fvcore").setLevel(logging.WARNING)
-    setup_logger().setLevel(logging.WARNING)
+    for name in ("fvcore", "detectron2", "ssdlite_d2"):
+        setup_logger(name=name).setLevel(logging.WARNING)
     try:
         run(args)
     except InputError as error:

@@ -5,7 +5,7 @@ from io import BytesIO
 import cv2
 import numpy as np
 import pytest
-from conftest import ASSETS, CLASSES, ROOT, assert_one_line_error, make_model, run
+from conftest import ASSETS, CLASSES, ROOT, assert_error, exits, make_model, run
 from PIL import Image
 
 from ssdlite_d2.checkpoint import SSDCheckpointer
@@ -74,21 +74,18 @@ def test_demo_draws_on_a_video(config, tmp_path):
 
 def test_demo_names_wrong_input(config, tmp_path):
     out = ["--output", tmp_path / "x"]
-    assert_one_line_error(demo(config, "--input", "/nowhere/*.jpg", *out), "/nowhere/*.jpg")
-    wrong = demo(config, "--video-input", "/nowhere/a.mp4", *out)
-    assert_one_line_error(wrong, "/nowhere/a.mp4")
-    many = demo(config, "--input", PICTURES, "--output", tmp_path / "x.jpg")
-    assert_one_line_error(many, "x.jpg is one file for 4 pictures")
-    classes = [
-        "--opts",
-        "MODEL.SSD.NUM_CLASSES",
-        3,
-        "DATASETS.TEST",
-        "()",
-        "MODEL.WEIGHTS",
-        "no.pth",
+    cases = [
+        (["--input", "/nowhere/*.jpg", *out], "/nowhere/*.jpg"),
+        (["--video-input", "/nowhere/a.mp4", *out], "/nowhere/a.mp4"),
+        (["--input", PICTURES, "--output", tmp_path / "x.jpg"], "x.jpg is one file for 4 pictures"),
+        (["--input", PICTURES, *out, "--opts", "MODEL.WEIGHTS", "no.pth"], "no.pth"),
+        (["--webcam", *out], "--webcam shows a window"),
+        (["--input", PICTURES, "--output", "/proc/x"], "/proc/x"),
     ]
-    assert_one_line_error(demo(config, "--input", PICTURES, *out, *classes), "no.pth")
+    codes = exits("ssdlite_d2.tools.demo", *(["--config-file", config, *c] for c, _ in cases))
+    for code, (_, words) in zip(codes, cases):
+        assert_error(code, words)
+    assert not (tmp_path / "x").exists()
 
 
 def test_results_are_drawn_beside_the_truth(config, tmp_path):
@@ -98,8 +95,9 @@ def test_results_are_drawn_beside_the_truth(config, tmp_path):
     paths = [line.strip() for line in done.stdout.splitlines() if line.endswith(".jpg")]
     assert len(paths) == 3
     assert all(cv2.imread(path).shape == (480, 1280, 3) for path in paths)
-    gone = run(*tool, "--output", tmp_path / "d", DETECTRON2_DATASETS="/nowhere")
-    assert_one_line_error(gone, "/nowhere", "DETECTRON2_DATASETS")
+    arguments = ["--config-file", config, "--output", tmp_path / "d"]
+    gone = exits("ssdlite_d2.tools.visualize_results", arguments, DETECTRON2_DATASETS="/nowhere")
+    assert_error(gone[0], "/nowhere", "DETECTRON2_DATASETS")
 
 
 @pytest.mark.parametrize("size", [(1035, 1249), (400, 400), (200, 201)])
@@ -137,9 +135,19 @@ def fake_wheel(path):
 
 def test_neon_trees_is_made_whole_or_not_at_all(tmp_path):
     fake_wheel(tmp_path / "good.whl")
-    tool = ["-m", "ssdlite_d2.tools.prepare_neon_trees", "--output", tmp_path / "trees", "--wheel"]
-    done = run(*tool, tmp_path / "good.whl")
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "bad.whl").write_bytes(b"no zip")
+    good, bad = tmp_path / "good.whl", tmp_path / "bad.whl"
+    trees, other = tmp_path / "trees", tmp_path / "other"
+    cases = [
+        ["--wheel", good, "--output", trees],
+        ["--wheel", good, "--output", trees],
+        ["--wheel", bad, "--output", other],
+    ]
+    done, again, broken = exits("ssdlite_d2.tools.prepare_neon_trees", *cases)
+    assert done == 0
+    assert_error(again, "trees exists")
+    assert_error(broken, "bad.whl")
+    assert not other.exists()
     for split, shade in (("train", 0), ("val", 90)):
         coco = json.loads((tmp_path / "trees" / f"{split}.json").read_text())
         assert coco["annotations"][0]["bbox"] == [10, 10, 30, 40]
@@ -148,8 +156,3 @@ def test_neon_trees_is_made_whole_or_not_at_all(tmp_path):
             pixels = np.array(Image.open(tmp_path / "trees" / image["file_name"]))
             assert pixels.shape == (image["height"], image["width"], 3)
             assert np.abs(pixels.astype(int) - shade).max() <= 1  # its own scenes only
-    assert_one_line_error(run(*tool, tmp_path / "good.whl"), "exists")
-    (tmp_path / "bad.whl").write_bytes(b"no zip")
-    tool[3] = tmp_path / "other"
-    assert_one_line_error(run(*tool, tmp_path / "bad.whl"), "bad.whl")
-    assert not (tmp_path / "other").exists()
