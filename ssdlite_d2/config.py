@@ -24,13 +24,30 @@ def add_ssd_config(cfg: CN) -> None:
 
     # Trunk and extra blocks.
     _C.MODEL.SSD.BACKBONE = CN()
-    # Which tensor of the trunk's stride-16 stage is c4: "block" (its output, 96 channels in
-    # MobileNetV2) or "expansion" (576 channels inside the block after it, as in the paper).
+    # Which tensor of MobileNetV2's or V3's stride-16 stage is c4: "block" (its output, 96 or 112
+    # channels) or "expansion" (576 or 672 channels inside the block after it, as in the papers).
     _C.MODEL.SSD.BACKBONE.TAP = "block"
-    # Output channels of the stride-2 blocks behind the trunk: extra0, extra1, ...
+    # Padding of strided convolutions: "symmetric", or "same" as TensorFlow pads.
+    _C.MODEL.SSD.BACKBONE.PADDING = "symmetric"
+    # MobileNetV3: half the channels in its last stage.
+    _C.MODEL.SSD.BACKBONE.REDUCED_TAIL = False
+    # MobileNetV3: squeeze-excite before the activation of the depthwise convolution.
+    _C.MODEL.SSD.BACKBONE.SE_BEFORE_ACTIVATION = False
+    # The blocks behind the trunk, maps extra0, extra1, ...: "inverted_residual",
+    # "inverted_residual_v3", "depthwise", "sandglass" or "conv"; see modeling/backbone/extras.py.
+    _C.MODEL.SSD.BACKBONE.EXTRA_BLOCK = "inverted_residual"
+    # Output channels of each.
     _C.MODEL.SSD.BACKBONE.EXTRA_CHANNELS = [512, 256, 256, 64]
-    # Width inside each extra block, as a ratio of its input channels.
+    # Width inside each, as a ratio of its inputs ("depthwise": of its outputs).
     _C.MODEL.SSD.BACKBONE.EXTRA_EXPANSION = [0.2, 0.5, 0.5, 0.5]
+    # "conv": kernel, stride and padding of each.
+    _C.MODEL.SSD.BACKBONE.EXTRA_CONVS = [[3, 2, 1], [3, 2, 1], [3, 1, 0], [3, 1, 0]]
+
+    # SSDLite's predictors: a bias in the depthwise convolution, and a plain 1x1 convolution for the
+    # last map, both as in the reference SSDLite.
+    _C.MODEL.SSD.HEAD = CN()
+    _C.MODEL.SSD.HEAD.DEPTHWISE_BIAS = True
+    _C.MODEL.SSD.HEAD.LAST_1X1 = True
 
     # Normalisation of trunk, extra blocks and predictors, by Detectron2's names (BN, SyncBN,
     # FrozenBN, GN). SyncBN runs on CPU processes too.
@@ -66,10 +83,16 @@ def add_ssd_config(cfg: CN) -> None:
     _C.MODEL.SSD.SCORE_THRESH_TEST = 0.05
     _C.MODEL.SSD.NMS_THRESH_TEST = 0.5
     _C.MODEL.SSD.TOPK_CANDIDATES_TEST = 2000
+    # The same for each class; 0 is no limit.
+    _C.MODEL.SSD.TOPK_PER_CLASS_TEST = 0
+    # Clip boxes to the picture before suppression, as torchvision does, and not only after it.
+    _C.MODEL.SSD.CLIP_BEFORE_NMS_TEST = False
 
     # Detectron2's SIZES and ASPECT_RATIOS mean, for SSDAnchorGenerator, one list per feature map:
     # SIZES[i] = [s, t], in pixels of the network input: a square of s, a square of sqrt(s * t) and,
     # for each r of ASPECT_RATIOS[i], a box of s with w / h = r and one with h / w = r.
+    # Instead of them: [[w, h], ...] per feature map, in pixels of the network input.
+    _C.MODEL.ANCHOR_GENERATOR.BOXES = []
     # Distance of anchor centres, one number (pixels) per feature map. []: input size / map size.
     _C.MODEL.ANCHOR_GENERATOR.STRIDES = []
     # What is clipped to the picture: "none", "corners" (the box), "center" (centre, width and

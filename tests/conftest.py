@@ -56,6 +56,11 @@ def bare_config(num_classes: int = 3, *opts, config: str = "ssdlite_mnv2.yaml"):
     return load_config(config, [*keys, *opts])
 
 
+def load_bare(config: str, *opts):
+    """A config on the CPU that starts from no weights; its data sets are never read."""
+    return load_config(config, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
+
+
 def make_model(num_classes: int = 3, *opts, seed: int = 0):
     torch.manual_seed(seed)
     return build_model(bare_config(num_classes, *opts))

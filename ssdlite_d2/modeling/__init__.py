@@ -1,5 +1,5 @@
 from .anchors import SSDAnchorGenerator
-from .backbone import SSDBackbone, build_ssd_mobilenetv2_backbone
+from .backbone import SSDBackbone
 from .head import SSDHead, SSDLiteHead
 from .matcher import SSDMatcher
 from .ssd import SSD, SSDLite
@@ -12,5 +12,4 @@ __all__ = [
     "SSDLite",
     "SSDLiteHead",
     "SSDMatcher",
-    "build_ssd_mobilenetv2_backbone",
 ]

@@ -34,6 +34,7 @@ class SSDAnchorGenerator(DefaultAnchorGenerator):
         sizes: Sequence[Sequence[float]],
         aspect_ratios: Sequence[Sequence[float]],
         feature_strides: Sequence[int],
+        boxes: Sequence[Sequence[Sequence[float]]] = (),
         strides: Sequence[float] = (),
         offset: float = 0.5,
         clip: str = "none",
@@ -44,6 +45,7 @@ class SSDAnchorGenerator(DefaultAnchorGenerator):
             aspect_ratios: ratios above 1, per level.
             feature_strides: nominal stride of each feature map; used when a caller gives no image
                 size.
+            boxes: [[w, h], ...] per level, in place of sizes and aspect ratios.
             strides: distance of anchor centres per level, in pixels. Empty: image size / map size.
             offset: place of the first centre, in strides.
             clip: one of ``none``, ``corners``, ``center``, ``size``; see ``add_ssd_config``.
@@ -53,22 +55,21 @@ class SSDAnchorGenerator(DefaultAnchorGenerator):
         """
         levels = len(feature_strides)
         key = "MODEL.ANCHOR_GENERATOR"
-        for name, values in (("SIZES", sizes), ("ASPECT_RATIOS", aspect_ratios)):
+        if not boxes:
+            for pair in sizes:
+                if not isinstance(pair, Sequence) or len(pair) != 2 or min(pair) <= 0:
+                    raise InputError(f"{key}.SIZES has an entry {pair}; each is [s, t], in pixels")
+        shapes = {"BOXES": boxes} if boxes else {"SIZES": sizes, "ASPECT_RATIOS": aspect_ratios}
+        for name, values in {**shapes, **({"STRIDES": strides} if strides else {})}.items():
             if len(values) != levels:
                 raise InputError(
                     f"{key}.{name} has {len(values)} entries for {levels} feature maps "
                     "(MODEL.SSD.IN_FEATURES)"
                 )
-        if len(strides) not in (0, levels):
-            raise InputError(
-                f"{key}.STRIDES has {len(strides)} entries for {levels} feature maps "
-                "(MODEL.SSD.IN_FEATURES)"
-            )
-        for pair in sizes:
-            if not isinstance(pair, Sequence) or len(pair) != 2 or min(pair) <= 0:
-                raise InputError(f"{key}.SIZES has an entry {pair}; each is [s, t], in pixels")
         if clip not in CLIP_MODES:
             raise InputError(f"{key}.CLIP is '{clip}'; it is one of {', '.join(CLIP_MODES)}")
+        if boxes:  # the parent hands each level's entries to generate_cell_anchors
+            sizes, aspect_ratios = boxes, [[]] * levels
         super().__init__(
             sizes=sizes, aspect_ratios=aspect_ratios, strides=feature_strides, offset=offset
         )
@@ -83,18 +84,25 @@ class SSDAnchorGenerator(DefaultAnchorGenerator):
             "sizes": node.SIZES,
             "aspect_ratios": node.ASPECT_RATIOS,
             "feature_strides": [shape.stride for shape in input_shape],
+            "boxes": node.BOXES,
             "strides": node.STRIDES,
             "offset": node.OFFSET,
             "clip": node.CLIP,
         }
 
-    def generate_cell_anchors(self, sizes: Sequence[float], aspect_ratios: Sequence[float]):
-        """The (A, 4) XYXY anchors of one cell around the origin; A = 2 + 2 * ratios."""
-        small, large = sizes[0], math.sqrt(sizes[0] * sizes[1])
-        shapes = [(small, small), (large, large)]
-        for ratio in aspect_ratios:
-            root = math.sqrt(ratio)
-            shapes += [(small * root, small / root), (small / root, small * root)]
+    def generate_cell_anchors(self, sizes: Sequence, aspect_ratios: Sequence[float]):
+        """The (A, 4) XYXY anchors of one cell around the origin; A = 2 + 2 * ratios.
+
+        ``sizes`` are [s, t], or the widths and heights of all A.
+        """
+        if isinstance(sizes[0], Sequence):
+            shapes = list(sizes)
+        else:
+            small, large = sizes[0], math.sqrt(sizes[0] * sizes[1])
+            shapes = [(small, small), (large, large)]
+            for ratio in aspect_ratios:
+                root = math.sqrt(ratio)
+                shapes += [(small * root, small / root), (small / root, small * root)]
         return torch.tensor([(-w / 2, -h / 2, w / 2, h / 2) for w, h in shapes])
 
     def forward(self, features: List[Tensor], image_size: Optional[Tuple[int, int]] = None):

@@ -17,6 +17,8 @@ class SSDHead(nn.Module):
         num_scores: int,
         score_prior: Optional[float] = None,
         norm: Callable[[int], nn.Module],
+        depthwise_bias: bool = True,
+        last_1x1: bool = True,
     ):
         """
         Args:
@@ -26,9 +28,12 @@ class SSDHead(nn.Module):
             score_prior: sigmoid score of every class at the start (:paper:`RetinaNet`, sec. 4.1);
                 None leaves the class predictors as the box predictors.
             norm: builds a normalisation layer from its channels.
+            depthwise_bias, last_1x1: see MODEL.SSD.HEAD; for SSDLiteHead only.
         """
         super().__init__()
         self.norm = norm
+        self.depthwise_bias = depthwise_bias
+        self.last_1x1 = last_1x1
         self.num_levels = len(in_channels)
         levels = list(enumerate(zip(in_channels, num_anchors)))
         self.cls_score = nn.ModuleList(self.predictor(i, c, a * num_scores) for i, (c, a) in levels)
@@ -48,7 +53,8 @@ class SSDHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         if score_prior is not None:
             for predictor in self.cls_score:
                 last = [m for m in predictor.modules() if isinstance(m, nn.Conv2d)][-1]
@@ -69,16 +75,20 @@ class SSDHead(nn.Module):
 
 
 class SSDLiteHead(SSDHead):
-    """Depthwise-separable predictors (:paper:`MobileNetV2`, sec. 6.2); a 1x1 on the last map.
-
-    As in the reference SSDLite, the depthwise convolution has a bias.
-    """
+    """Depthwise-separable predictors (:paper:`MobileNetV2`, sec. 6.2)."""
 
     def predictor(self, level: int, in_channels: int, out_channels: int) -> nn.Module:
-        if level == self.num_levels - 1:
+        if self.last_1x1 and level == self.num_levels - 1:
             return nn.Conv2d(in_channels, out_channels, kernel_size=1)
         return nn.Sequential(
-            nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1, groups=in_channels),
+            nn.Conv2d(
+                in_channels,
+                in_channels,
+                kernel_size=3,
+                padding=1,
+                groups=in_channels,
+                bias=self.depthwise_bias,
+            ),
             self.norm(in_channels),
             nn.ReLU6(inplace=True),
             nn.Conv2d(in_channels, out_channels, kernel_size=1),

@@ -62,6 +62,8 @@ class SSD(DenseDetector):
         test_score_thresh: float = 0.05,
         test_nms_thresh: float = 0.5,
         test_topk_candidates: int = 2000,
+        test_topk_per_class: int = 0,
+        clip_before_nms: bool = False,
         max_detections_per_image: int = 100,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -104,6 +106,8 @@ class SSD(DenseDetector):
         self.test_score_thresh = test_score_thresh
         self.test_nms_thresh = test_nms_thresh
         self.test_topk_candidates = test_topk_candidates
+        self.test_topk_per_class = test_topk_per_class
+        self.clip_before_nms = clip_before_nms
         self.max_detections_per_image = max_detections_per_image
 
         # Depthwise networks run nearly twice as fast in this layout on CPU cores.
@@ -129,6 +133,8 @@ class SSD(DenseDetector):
             num_scores=num_classes + (node.LOSS == "multibox"),
             score_prior=node.FOCAL_PRIOR if node.LOSS == "focal" else None,
             norm=norm_builder(cfg),
+            depthwise_bias=node.HEAD.DEPTHWISE_BIAS,
+            last_1x1=node.HEAD.LAST_1X1,
         )
         return {
             "backbone": backbone,
@@ -150,6 +156,8 @@ class SSD(DenseDetector):
             "test_score_thresh": node.SCORE_THRESH_TEST,
             "test_nms_thresh": node.NMS_THRESH_TEST,
             "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
+            "test_topk_per_class": node.TOPK_PER_CLASS_TEST,
+            "clip_before_nms": node.CLIP_BEFORE_NMS_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -273,9 +281,14 @@ class SSD(DenseDetector):
 
     def _detect(self, anchors: Boxes, scores: Tensor, deltas: Tensor, size) -> Instances:
         """One picture's detections, in pixels of the network input, best first."""
+        if 0 < self.test_topk_per_class < len(scores):
+            smallest = scores.topk(self.test_topk_per_class, dim=0).values[-1]  # (K,)
+            scores = torch.where(scores >= smallest, scores, -1.0)
         detections = self._decode_per_level_predictions(
             anchors, scores, deltas, self.test_score_thresh, self.test_topk_candidates, size
         )
+        if self.clip_before_nms:
+            detections.pred_boxes.clip(size)
         keep = batched_nms(
             detections.pred_boxes.tensor,
             detections.scores,

@@ -45,7 +45,9 @@ class Entry(NamedTuple):
         known = {"NAME", "FORMAT", "ROOT", "CLASSES", *REQUIRED[kind], *OPTIONAL[kind]}
         for key in entry:
             if key not in known:
-                raise InputError(f"{where}: unknown key {key}; known are {', '.join(sorted(known))}")
+                raise InputError(
+                    f"{where}: unknown key {key}; known are {', '.join(sorted(known))}"
+                )
         for key in REQUIRED[kind]:
             if not entry.get(key):
                 raise InputError(f"{where}: FORMAT {kind} needs {key}")
@@ -168,7 +170,9 @@ def resolve_num_classes(cfg: CfgNode) -> int:
             )
         first = first or (name, classes)
     if not declared and first is None:
-        raise InputError("MODEL.SSD.NUM_CLASSES is 0 and no data set of the config tells its classes")
+        raise InputError(
+            "MODEL.SSD.NUM_CLASSES is 0 and no data set of the config tells its classes"
+        )
     return declared or len(first[1])
 
 

@@ -24,8 +24,8 @@ def voc_classes(name: str, root: Path) -> Tuple[str, ...]:
         names.update(_text(path, obj, "name") for obj in _read_xml(path).iterfind("object"))
     if not names:
         raise InputError(
-            f"data set '{name}': no annotated object under {root / 'Annotations'}; ROOT is relative "
-            "to the environment variable DETECTRON2_DATASETS"
+            f"data set '{name}': no annotated object under {root / 'Annotations'}; ROOT is "
+            "relative to the environment variable DETECTRON2_DATASETS"
         )
     return tuple(sorted(names))
 

@@ -1,4 +1,16 @@
+from .efficientnet import build_ssd_efficientnet_b3_backbone
 from .mobilenetv2 import build_ssd_mobilenetv2_backbone
+from .mobilenetv3 import build_ssd_mobilenetv3_backbone
+from .mobilenext import build_ssd_mobilenext_backbone
 from .pyramid import SSDBackbone, Tap
+from .vgg import build_ssd_vgg16_backbone
 
-__all__ = ["SSDBackbone", "Tap", "build_ssd_mobilenetv2_backbone"]
+__all__ = [
+    "SSDBackbone",
+    "Tap",
+    "build_ssd_efficientnet_b3_backbone",
+    "build_ssd_mobilenetv2_backbone",
+    "build_ssd_mobilenetv3_backbone",
+    "build_ssd_mobilenext_backbone",
+    "build_ssd_vgg16_backbone",
+]

@@ -4,9 +4,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torchvision.models import mobilenet_v2
 
-from ...errors import InputError
 from ..norm import norm_builder
-from .extras import inverted_residual_extras
+from .build import build_ssd_backbone, choose_tap
 from .pyramid import SSDBackbone, Tap
 
 C4 = {
@@ -21,17 +20,7 @@ def build_ssd_mobilenetv2_backbone(cfg, input_shape: ShapeSpec) -> SSDBackbone:
     """MobileNetV2 (:paper:`MobileNetV2`) with maps c4, c5 and the extra blocks of the config.
 
     Raises:
-        InputError: MODEL.SSD.BACKBONE.TAP is unknown.
+        InputError: an option of MODEL.SSD.BACKBONE is unknown.
     """
-    node = cfg.MODEL.SSD.BACKBONE
-    if node.TAP not in C4:
-        raise InputError(f"MODEL.SSD.BACKBONE.TAP is '{node.TAP}'; it is one of {', '.join(C4)}")
-    norm = norm_builder(cfg)
-    return SSDBackbone(
-        mobilenet_v2(norm_layer=norm).features,
-        taps=(C4[node.TAP], C5),
-        extras=inverted_residual_extras(
-            C5.channels, node.EXTRA_CHANNELS, node.EXTRA_EXPANSION, norm
-        ),
-        extra_channels=node.EXTRA_CHANNELS,
-    )
+    features = mobilenet_v2(norm_layer=norm_builder(cfg)).features
+    return build_ssd_backbone(cfg, features, (choose_tap(cfg, C4), C5))

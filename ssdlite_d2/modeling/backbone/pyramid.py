@@ -1,10 +1,13 @@
 """SSD's feature maps: tensors tapped from a classification trunk, and blocks behind it."""
 
-from typing import Dict, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
+
+from ...errors import InputError
+from .blocks import pad_same
 
 
 class Tap(NamedTuple):
@@ -14,8 +17,9 @@ class Tap(NamedTuple):
         name: name of the map, such as ``"c4"``.
         block: index of the trunk's block.
         channels, stride: of the map.
-        inside: None taps the block's output; n taps what the first n children of its ``conv`` give.
-            Only a block without a residual connection can be tapped inside.
+        inside: None taps the block's output; n taps what the first n layers inside it give. Only a
+            block without a residual connection can be tapped inside.
+        norm: an L2Norm for the map, or None; the trunk goes on from the tensor before it.
     """
 
     name: str
@@ -23,6 +27,7 @@ class Tap(NamedTuple):
     channels: int
     stride: int
     inside: Optional[int] = None
+    norm: Optional[nn.Module] = None
 
 
 class SSDBackbone(Backbone):
@@ -34,6 +39,7 @@ class SSDBackbone(Backbone):
         taps: Sequence[Tap],
         extras: Sequence[nn.Module],
         extra_channels: Sequence[int],
+        padding: str = "symmetric",
     ):
         """
         Args:
@@ -42,17 +48,26 @@ class SSDBackbone(Backbone):
             taps: in the order of the trunk; the last is its end.
             extras: blocks of stride 2, maps ``extra0``, ``extra1``, ...
             extra_channels: output channels of each.
+            padding: of strided convolutions, "symmetric" or TensorFlow's "same".
+
+        Raises:
+            InputError: the padding is unknown.
         """
         super().__init__()
         self.features = features
         self.extras = nn.ModuleList(extras)
         self.taps = {tap.block: tap for tap in taps}
+        self.tap_norms = nn.ModuleDict({tap.name: tap.norm for tap in taps if tap.norm})
         shapes = {tap.name: ShapeSpec(channels=tap.channels, stride=tap.stride) for tap in taps}
         for i, channels in enumerate(extra_channels):
             shapes[f"extra{i}"] = ShapeSpec(
                 channels=channels, stride=taps[-1].stride * 2 ** (i + 1)
             )
         self._shapes = shapes
+        if padding not in ("symmetric", "same"):
+            raise InputError(f"MODEL.SSD.BACKBONE.PADDING is '{padding}'; it is symmetric or same")
+        if padding == "same":
+            pad_same(self)
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
         return self._shapes
@@ -68,13 +83,20 @@ class SSDBackbone(Backbone):
         outputs = {}
         for i, block in enumerate(self.features):
             tap = self.taps.get(i)
-            if tap is not None and tap.inside is not None:
-                outputs[tap.name] = x = block.conv[: tap.inside](x)
-                x = block.conv[tap.inside :](x)
+            if tap is None:
+                x = block(x)
                 continue
-            x = block(x)
-            if tap is not None:
-                outputs[tap.name] = x
+            inside = [block] if tap.inside is None else layers_of(block)
+            for layer in inside[: tap.inside]:
+                x = layer(x)
+            outputs[tap.name] = self.tap_norms[tap.name](x) if tap.norm else x
+            for layer in inside[tap.inside :] if tap.inside else ():
+                x = layer(x)
         for i, block in enumerate(self.extras):
             outputs[f"extra{i}"] = x = block(x)
         return outputs
+
+
+def layers_of(block: nn.Module) -> List[nn.Module]:
+    """The layers inside a mobile block: torchvision's and MobileNeXt's name them so."""
+    return list(block.conv if hasattr(block, "conv") else block.block)

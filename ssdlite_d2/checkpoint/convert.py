@@ -1,0 +1,75 @@
+"""Weights of other projects to this package's names, completely or not at all."""
+
+from typing import Callable, Dict, List, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .lufficc import convert_lufficc
+from .tensorflow import convert_tensorflow
+from .torchvision_ssd import convert_torchvision
+
+State = Dict[str, Tensor]
+
+
+class Converted(NamedTuple):
+    """What became of a source's tensors.
+
+    Attributes:
+        state: under the model's names.
+        dropped: reason by name in the source.
+    """
+
+    state: State
+    dropped: Dict[str, str]
+
+
+# Each takes the source's state dict and the model to fill, and returns (state, dropped); a tensor
+# that it does not know stays under its own name and is reported below.
+SOURCES: Dict[str, Callable] = {
+    "ssdlite-pytorch": convert_lufficc,
+    "lufficc": convert_lufficc,
+    "torchvision": convert_torchvision,
+    "tensorflow": convert_tensorflow,
+}
+
+
+def convert(source: str, state: State, model: nn.Module) -> Converted:
+    """Rename and reorder a source's tensors for a model.
+
+    Raises:
+        InputError: a tensor of the source has no place, or one of the model gets no value.
+    """
+    if source not in SOURCES:
+        raise InputError(f"--source is '{source}'; it is one of {', '.join(SOURCES)}")
+    converted, dropped = SOURCES[source](state, model)
+    expected = {k: v for k, v in model.state_dict().items() if not k.endswith("batches_tracked")}
+    unused = sorted(set(converted) - set(expected))
+    missing = sorted(set(expected) - set(converted))
+    wrong = [
+        f"{k} {tuple(converted[k].shape)} for {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in converted and converted[k].shape != v.shape
+    ]
+    problems = [
+        f"{len(names)} tensors {what}: {_some(names)}"
+        for names, what in (
+            (unused, "of the file have no place in the model"),
+            (missing, "of the model are not in the file"),
+            (wrong, "have another shape"),
+        )
+        if names
+    ]
+    if problems:
+        raise InputError("the file does not fit the config: " + "; ".join(problems))
+    counters = {
+        name: torch.zeros_like(value)
+        for name, value in model.state_dict().items()
+        if name.endswith("batches_tracked")
+    }
+    return Converted({**converted, **counters}, dropped)
+
+
+def _some(names: List[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")

@@ -1,0 +1,96 @@
+"""Names of TensorFlow's Object Detection API: ssdlite_mobilenet_v2_coco_2018_05_09."""
+
+import re
+from typing import Dict, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from .rows import take_columns
+from .torchvision_ssd import COCO_COLUMNS
+
+State = Dict[str, Tensor]
+
+NORM = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+TRUNK = "FeatureExtractor/MobilenetV2/"
+TRAINING = ("Momentum", "RMSProp", "ExponentialMovingAverage", "Adam")
+
+
+def convert_tensorflow(state: State, model: nn.Module) -> Tuple[State, Dict[str, str]]:
+    """See ``convert``. Kernels turn from HWIO to OIHW, box codes from (y, x, h, w) to (x, y, w, h).
+
+    The scores are sigmoids of the 90 ids of COCO behind a background that they do not need.
+    """
+    converted, dropped = {}, {}
+    for name, value in state.items():
+        if name.endswith(TRAINING) or name in ("global_step", "Preprocessor/map/while/add/y"):
+            dropped[name] = "a variable of training"
+            continue
+        ours = rename(name)
+        if ours is None:
+            converted[name] = value  # reported as without a place
+            continue
+        if name.endswith("depthwise_weights"):
+            value = value.permute(2, 3, 0, 1)  # (h, w, C, 1) to (C, 1, h, w)
+        elif name.endswith("weights"):
+            value = value.permute(3, 2, 0, 1)
+        if "/ClassPredictor/" in name:
+            value = take_columns(value, 91, COCO_COLUMNS)
+            dropped[f"{name}, background and unused ids"] = "no class of COCO's 80"
+        elif "/BoxEncodingPredictor/" in name:
+            value = take_columns(value, 4, (1, 0, 3, 2))
+        converted[ours] = value.contiguous()
+    for name in model.state_dict():  # the depthwise bias that TensorFlow has not
+        if name not in converted and re.fullmatch(r"head\.\w+\.\d+\.0\.bias", name):
+            converted[name] = torch.zeros_like(model.state_dict()[name])
+    return converted, dropped
+
+
+def rename(name: str) -> Optional[str]:
+    """A name of this package for a variable, or None when none is known."""
+    match = re.fullmatch(r"(.+?)/(?:BatchNorm/(\w+)|(?:depthwise_)?weights|biases)", name)
+    if not match:
+        return None
+    place = _trunk(match[1]) if match[1].startswith(TRUNK) else _predictor(match[1])
+    if place is None:
+        return None
+    convolution, norm = place
+    if match[2]:
+        return f"{norm}.{NORM[match[2]]}" if norm and match[2] in NORM else None
+    return f"{convolution}.{'bias' if name.endswith('biases') else 'weight'}"
+
+
+def _trunk(scope: str) -> Optional[Tuple[str, str]]:
+    """Names of the convolution and the norm that a scope of the trunk holds."""
+    scope = scope[len(TRUNK) :]
+    if scope in ("Conv", "Conv_1"):
+        prefix = f"backbone.features.{0 if scope == 'Conv' else 18}"
+        return f"{prefix}.0", f"{prefix}.1"
+    match = re.fullmatch(r"expanded_conv(?:_(\d+))?/(expand|depthwise|project)", scope)
+    if match:
+        number = int(match[1] or 0)
+        prefix = f"backbone.features.{number + 1}.conv"
+        layer = ["expand", "depthwise", "project"].index(match[2]) - (number == 0)
+        if match[2] == "project":
+            return f"{prefix}.{layer}", f"{prefix}.{layer + 1}"
+        return f"{prefix}.{layer}.0", f"{prefix}.{layer}.1"
+    match = re.fullmatch(r"layer_19_([12])_Conv2d_(\d)_\dx\d_(?:s2_)?\d+(_depthwise)?", scope)
+    if match:
+        layer = 0 if match[1] == "1" else 1 if match[3] else 2
+        prefix = f"backbone.extras.{int(match[2]) - 2}.{layer}"
+        return f"{prefix}.0", f"{prefix}.1"
+    return None
+
+
+def _predictor(scope: str) -> Optional[Tuple[str, str]]:
+    match = re.fullmatch(r"BoxPredictor_(\d)/(Class|BoxEncoding)Predictor(_depthwise)?", scope)
+    if not match:
+        return None
+    kind = {"Class": "cls_score", "BoxEncoding": "bbox_pred"}[match[2]]
+    prefix = f"head.{kind}.{match[1]}"
+    return (f"{prefix}.0", f"{prefix}.1") if match[3] else (f"{prefix}.3", "")

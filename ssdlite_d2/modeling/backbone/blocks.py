@@ -1,0 +1,78 @@
+"""Parts that several trunks share and torchvision does not have as they are needed."""
+
+import math
+from functools import partial
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig
+from torchvision.ops import SqueezeExcitation
+
+
+class Conv2dSame(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding: the odd row and column at bottom and right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads = []
+        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1]):
+            total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+            pads += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, pads))
+
+
+def pad_same(module: nn.Module) -> None:
+    """Give every strided convolution of a module SAME padding, in place.
+
+    At stride 1 symmetric padding of odd kernels is the same already.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and max(child.kernel_size) > 1:
+            same = Conv2dSame(
+                child.in_channels,
+                child.out_channels,
+                child.kernel_size,
+                child.stride,
+                groups=child.groups,
+                bias=child.bias is not None,
+            )
+            same.load_state_dict(child.state_dict())
+            setattr(module, name, same)
+        else:
+            pad_same(child)
+
+
+class ActivatedSqueezeExcitation(SqueezeExcitation):
+    """Squeeze-excite followed by the activation that usually comes before it."""
+
+    def __init__(self, *args, after: nn.Module, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(super().forward(x))
+
+
+def se_before_activation(config: InvertedResidualConfig, norm: Callable) -> InvertedResidual:
+    """torchvision's MobileNetV3 block with squeeze-excite before the depthwise's activation."""
+    activation = nn.Hardswish if config.use_hs else nn.ReLU
+    layer = partial(
+        ActivatedSqueezeExcitation, scale_activation=nn.Hardsigmoid, after=activation(inplace=True)
+    )
+    residual = InvertedResidual(config, norm, se_layer=layer)
+    if config.use_se:
+        depthwise = residual.block[-3]
+        depthwise[2] = nn.Identity()
+    return residual
+
+
+class L2Norm(nn.Module):
+    """Scales the vector of channels at every place to a learnt length (:paper:`SSD`, sec. 3.1)."""
+
+    def __init__(self, channels: int, scale: float = 20.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x) * self.weight.view(1, -1, 1, 1)

@@ -1,0 +1,63 @@
+"""Parameters and multiply-adds of a config's model.
+
+python -m ssdlite_d2.tools.analyze --config-file configs/ssdlite_mnv2.yaml
+"""
+
+import argparse
+import sys
+from typing import Dict
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..config import load_config
+from ..engine import finish_config
+from ..errors import InputError
+
+
+def analyze(cfg: CfgNode) -> Dict[str, int]:
+    """Counts of a finished config's model for one picture of the input size.
+
+    Returns:
+        dict: ``parameters``; ``madds``, the multiply-adds of convolutions and linear layers;
+        ``anchors``; ``bytes``, of the parameters and buffers as float32.
+    """
+    model = build_model(cfg).eval()
+    image = torch.zeros(1, 3, *model.input_size, device=model.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        features = model.backbone(image)
+        features = [features[name] for name in model.head_in_features]
+        model.head(features)
+        anchors = model.anchor_generator(features, model.input_size)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "madds": counter.get_total_flops() // 2,
+        "anchors": sum(len(boxes) for boxes in anchors),
+        "bytes": sum(v.numel() * v.element_size() for v in model.state_dict().values()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Count a model's parameters and multiply-adds")
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    args = parser.parse_args()
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        cfg.MODEL.DEVICE = "cpu"
+        finish_config(cfg)
+        counts = analyze(cfg)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    height, width = cfg.INPUT.SIZE
+    print(f"input         {height} x {width}, {cfg.MODEL.SSD.NUM_CLASSES} classes")
+    print(f"parameters    {counts['parameters']:,}")
+    print(f"multiply-adds {counts['madds']:,} ({counts['madds'] / 1e9:.3f} G)")
+    print(f"anchors       {counts['anchors']:,}")
+    print(f"size          {counts['bytes'] / 1e6:.1f} MB as float32")
+
+
+if __name__ == "__main__":
+    main()
