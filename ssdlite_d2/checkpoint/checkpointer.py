@@ -3,7 +3,7 @@
 from typing import Any, Dict
 
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 
@@ -41,12 +41,9 @@ class SSDCheckpointer(DetectionCheckpointer):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"MODEL.WEIGHTS: {filename} is no checkpoint: {reason}") from error
         state = checkpoint["model"]
-        if any(name.startswith("features.") for name in state):
-            checkpoint["model"] = {
-                f"backbone.{name}": value
-                for name, value in state.items()
-                if name.startswith("features.")
-            }
+        if isinstance(state.get("state_dict"), dict):  # as image classifiers are often saved
+            state = state["state_dict"]
+        checkpoint["model"] = trunk_to_backbone(state)
         return checkpoint
 
     def _load_model(self, checkpoint: Dict[str, Any]):
@@ -78,3 +75,34 @@ class SSDCheckpointer(DetectionCheckpointer):
         anchors = model.anchor_generator.num_anchors[0]
         background = model.num_scores - model.num_classes
         return str(shape[0] / anchors - background).removesuffix(".0")
+
+
+def trunk_to_backbone(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """A classification trunk's tensors under the backbone's names; other states as they are.
+
+    Known are torchvision's files and those named like them (``features.*``), and the VGG16 whose
+    fully connected layers are convolutions already (bare numbers, as the references use it).
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    if all(name.split(".")[0].isdigit() for name in state):
+        return {f"backbone.features.{name}": value for name, value in state.items()}
+    trunk = {f"backbone.{k}": v for k, v in state.items() if k.startswith("features.")}
+    fc6 = state.get("classifier.0.weight")
+    if trunk and fc6 is not None and fc6.shape == (4096, 25088):
+        trunk.update(_decimate_vgg(state))
+    return trunk or state
+
+
+def _decimate_vgg(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """VGG16's fc6 and fc7 as SSD's dilated 3x3 and 1x1 convolutions of 1024 channels.
+
+    Every 4th output, every 3rd place and, in fc7, every 4th input is kept (:paper:`SSD`, sec. 3).
+    """
+    fc6 = state["classifier.0.weight"].view(4096, 512, 7, 7)[::4, :, ::3, ::3]
+    fc7 = state["classifier.3.weight"].view(4096, 4096, 1, 1)[::4, ::4]
+    return {
+        "backbone.features.31.weight": fc6.clone(),
+        "backbone.features.31.bias": state["classifier.0.bias"][::4].clone(),
+        "backbone.features.33.weight": fc7.clone(),
+        "backbone.features.33.bias": state["classifier.3.bias"][::4].clone(),
+    }

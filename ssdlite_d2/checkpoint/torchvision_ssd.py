@@ -63,7 +63,7 @@ def _mobilenetv3(name: str) -> str:
         return f"backbone.features.{match[1]}.{inside}{match[2]}"
     match = re.match(r"backbone\.features\.1\.0\.(\d+)\.(.+)", name)
     if match:
-        return f"backbone.features.13.block.{int(match[1]) + 1}.{match[2]}"
+        return f"backbone.features.13.block.{match[1]}.{match[2]}"
     match = re.match(r"backbone\.features\.1\.(\d+)\.(.+)", name)
     if match:
         return f"backbone.features.{13 + int(match[1])}.{match[2]}"

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import load_bare, make_instances
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 
-from conftest import load_bare, make_instances
 from ssdlite_d2.checkpoint.convert import convert
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "goldens"))
-import verify  # noqa: E402
+import verify
 
 # golden: config and source. Those of which no file is here are checked when one is put here.
 GOLDENS = {

@@ -1,0 +1,113 @@
+"""One test body over all configs."""
+
+import math
+
+import pytest
+import torch
+from conftest import ROOT, load_bare, make_input
+from detectron2.modeling import build_model
+from torchvision import models as torchvision_models
+
+from ssdlite_d2.checkpoint import SSDCheckpointer
+from ssdlite_d2.checkpoint.checkpointer import trunk_to_backbone
+from ssdlite_d2.tools.analyze import analyze
+
+CONFIGS = sorted(
+    str(p.relative_to(ROOT / "configs"))
+    for p in (ROOT / "configs").rglob("*.yaml")
+    if not p.name.startswith("Base") and "register" not in p.read_text().lower()
+)
+
+# parameters, multiply-adds (G) and anchors of the sources' own models. The reference's COCO models
+# have one class column more than there are classes, torchvision's has 91 for 81: what those columns
+# add is taken off.
+COUNTS = {
+    "ssdlite_mnv2.yaml": (4_304_138, 0.748, 3232, 1),
+    "ssdlite_mnext.yaml": (4_539_418, 0.844, 3232, 1),
+    "ssdlite_mnv2_voc.yaml": (3_425_988, 0.682, 3234, 0),
+    "ssdlite_mnext_voc.yaml": (3_476_308, 0.709, 3234, 0),
+    "ssd300_vgg16_voc.yaml": (26_285_486, 31.37, 8732, 0),
+    "ssd512_vgg16_voc.yaml": (27_188_676, 90.21, 24564, 0),
+    "ssd300_vgg16.yaml": (34_305_206, 34.36, 8732, 0),
+    "ssd512_vgg16.yaml": (36_038_196, 98.63, 24564, 0),
+    "ssdlite_mnv2_lufficc_voc.yaml": (3_304_708, 0.680, 3234, 0),
+    "ssdlite_mnv3_voc.yaml": (3_860_436, 0.485, 3234, 0),
+    "ssd300_efficientnet_b3_voc.yaml": (12_656_262, 1.974, 8732, 0),
+    "torchvision/ssdlite320_mobilenet_v3_large.yaml": (3_440_060, 0.583, 3234, 10),
+    "torchvision/ssd300_vgg16.yaml": (35_641_826, 34.858, 8732, 10),
+    "tf/ssdlite_mobilenet_v2_coco.yaml": (None, None, 1917, 0),
+}
+
+
+def column_cost(model):
+    """Parameters and multiply-adds of one class column more."""
+    parameters = madds = 0
+    size = torch.zeros(1, 3, *model.input_size)
+    maps = model.backbone.eval()(size)
+    maps = [maps[name] for name in model.head_in_features]
+    anchors = model.anchor_generator.num_anchors
+    for predictor, x, count in zip(model.head.cls_score, maps, anchors):
+        last = [m for m in predictor.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+        parameters += count * (last.weight[0].numel() + 1)
+        madds += count * last.weight[0].numel() * x.shape[-2] * x.shape[-1]
+    return parameters, madds
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_counts_equal_the_sources(name):
+    cfg = load_bare(name, "MODEL.SSD.NORM", "BN")
+    counts = analyze(cfg)
+    parameters, madds, anchors, columns = COUNTS[name]
+    assert counts["anchors"] == anchors
+    if parameters is None:  # its source publishes none
+        return
+    more_parameters, more_madds = column_cost(build_model(cfg))
+    assert counts["parameters"] + columns * more_parameters == parameters
+    assert (counts["madds"] + columns * more_madds) / 1e9 == pytest.approx(madds, rel=0.005)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_trains_detects_and_is_saved(name, tmp_path):
+    torch.manual_seed(0)
+    cfg = load_bare(name, "MODEL.SSD.NORM", "BN")
+    # large enough for every convolution without padding, small enough for a test
+    cfg.INPUT.SIZE = [256, 256] if "mobile" in cfg.MODEL.BACKBONE.NAME else cfg.INPUT.SIZE
+    cfg.MODEL.SSD.SCORE_THRESH_TEST = 0.005
+    cfg.MODEL.SSD.TOPK_CANDIDATES_TEST = 500
+    model = build_model(cfg).train()
+    size = tuple(cfg.INPUT.SIZE)
+    batch = [make_input([[20.0, 30, 150, 160]], [3], size), make_input([], [], size, seed=1)]
+    has_norm = any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    losses = model(batch if has_norm else batch[:1])  # without norm, one picture tells as much
+    sum(losses.values()).backward()
+    assert all(math.isfinite(value) for value in losses.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+    model.eval()
+    with torch.no_grad():
+        before = model([{"image": batch[0]["image"]}])[0]["instances"]
+    assert (before.pred_classes < model.num_classes).all()
+    SSDCheckpointer(model, str(tmp_path)).save("model")
+    again = build_model(cfg).eval()
+    SSDCheckpointer(again).load(str(tmp_path / "model.pth"))
+    with torch.no_grad():
+        after = again([{"image": batch[0]["image"]}])[0]["instances"]
+    assert torch.equal(before.scores, after.scores)
+    assert torch.equal(before.pred_boxes.tensor, after.pred_boxes.tensor)
+
+
+@pytest.mark.parametrize(
+    "name, trunk",
+    [
+        ("ssdlite_mnv2.yaml", torchvision_models.mobilenet_v2),
+        ("ssdlite_mnv3_voc.yaml", torchvision_models.mobilenet_v3_large),
+        ("ssd300_efficientnet_b3_voc.yaml", torchvision_models.efficientnet_b3),
+        ("ssd300_vgg16_voc.yaml", torchvision_models.vgg16),
+    ],
+)
+def test_torchvisions_trunks_fill_the_backbone(name, trunk):
+    state = trunk_to_backbone(trunk().state_dict())
+    ours = build_model(load_bare(name, "MODEL.SSD.NORM", "BN")).state_dict()
+    for key, value in ours.items():
+        if key.startswith("backbone.features."):
+            assert state[key].shape == value.shape, key
