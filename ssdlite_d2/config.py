@@ -27,7 +27,8 @@ def add_ssd_config(cfg: CN) -> None:
     # Which tensor of MobileNetV2's or V3's stride-16 stage is c4: "block" (its output, 96 or 112
     # channels) or "expansion" (576 or 672 channels inside the block after it, as in the papers).
     _C.MODEL.SSD.BACKBONE.TAP = "block"
-    # Padding of strided convolutions: "symmetric", or "same" as TensorFlow pads.
+    # Padding of strided convolutions: "symmetric", or "same" as TensorFlow pads. (Extra blocks of
+    # kind "conv" have their own in EXTRA_CONVS.)
     _C.MODEL.SSD.BACKBONE.PADDING = "symmetric"
     # MobileNetV3: half the channels in its last stage.
     _C.MODEL.SSD.BACKBONE.REDUCED_TAIL = False

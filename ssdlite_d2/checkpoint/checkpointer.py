@@ -4,6 +4,7 @@ from typing import Any, Dict
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError
 
@@ -29,10 +30,15 @@ class SSDCheckpointer(DetectionCheckpointer):
         Raises:
             InputError: the file is missing, unreadable or does not fit the model.
         """
-        if path and not self.path_manager.isfile(path.split("?")[0]):
-            raise InputError(f"MODEL.WEIGHTS: no file {path}")
         self._path = path
-        return super().load(path, *args, **kwargs)
+        # Of several processes only the main one needs the file: the parent sees to that.
+        alone = not isinstance(self.model, DistributedDataParallel)
+        if path and alone and not self.path_manager.isfile(path.split("?")[0]):
+            raise InputError(f"MODEL.WEIGHTS: no file {path}")
+        try:
+            return super().load(path, *args, **kwargs)
+        except OSError as error:
+            raise InputError(f"MODEL.WEIGHTS: {path}: {error}") from error
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         try:

@@ -186,7 +186,7 @@ def main(argv):
                 print(k, _rel(a[k], b[k]))
         print("bit-identical" if same else "max relative difference %g" % worst)
         return 0 if worst <= 1e-5 else 1
-    names = sorted(n[:-4] for n in os.listdir(HERE) if n.endswith(".npz"))
+    names = sorted(n[:-4] for n in os.listdir(HERE) if n.endswith(".npz") and not n.startswith("float64"))
     failures = 0
     for n in names:
         bad = selfcheck(n)

@@ -7,6 +7,7 @@ from torch import nn
 
 from ...errors import InputError
 from ..norm import norm_builder
+from .blocks import pad_same
 from .extras import build_extras
 from .pyramid import SSDBackbone, Tap
 
@@ -24,12 +25,17 @@ def choose_tap(cfg: CfgNode, taps) -> Tap:
 
 
 def build_ssd_backbone(cfg: CfgNode, features: nn.Sequential, taps: Sequence[Tap]) -> SSDBackbone:
-    """A trunk with the extra blocks and the padding of the config."""
+    """A trunk with the extra blocks and the padding of the config.
+
+    Raises:
+        InputError: an option of MODEL.SSD.BACKBONE is unknown, or its lists differ in length.
+    """
     node = cfg.MODEL.SSD.BACKBONE
-    return SSDBackbone(
-        features,
-        taps=taps,
-        extras=build_extras(taps[-1].channels, node, norm_builder(cfg)),
-        extra_channels=node.EXTRA_CHANNELS,
-        padding=node.PADDING,
-    )
+    if node.PADDING not in ("symmetric", "same"):
+        raise InputError(f"MODEL.SSD.BACKBONE.PADDING is '{node.PADDING}'; it is symmetric or same")
+    extras = build_extras(taps[-1].channels, node, norm_builder(cfg))
+    if node.PADDING == "same":
+        pad_same(features)
+        if node.EXTRA_BLOCK != "conv":  # whose padding EXTRA_CONVS says
+            pad_same(extras)
+    return SSDBackbone(features, taps, extras, node.EXTRA_CHANNELS)

@@ -80,7 +80,7 @@ def conv_extras(inputs: int, cfg: CfgNode) -> List[nn.Module]:
     return blocks
 
 
-def build_extras(inputs: int, cfg: CfgNode, norm: Norm) -> List[nn.Module]:
+def build_extras(inputs: int, cfg: CfgNode, norm: Norm) -> nn.ModuleList:
     """The extra blocks of a MODEL.SSD.BACKBONE node behind a trunk of ``inputs`` channels.
 
     Raises:
@@ -105,11 +105,12 @@ def build_extras(inputs: int, cfg: CfgNode, norm: Norm) -> List[nn.Module]:
         for outputs, expansion in zip(cfg.EXTRA_CHANNELS, cfg.EXTRA_EXPANSION):
             blocks.append(BLOCKS[cfg.EXTRA_BLOCK](inputs, outputs, expansion, norm))
             inputs = outputs
-    for module in nn.ModuleList(blocks).modules():
+    extras = nn.ModuleList(blocks)
+    for module in extras.modules():
         if isinstance(module, nn.Conv2d):
             if module.bias is None:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
             elif cfg.EXTRA_BLOCK == "conv":
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-    return blocks
+    return extras

@@ -6,9 +6,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from ...errors import InputError
-from .blocks import pad_same
-
 
 class Tap(NamedTuple):
     """Where a feature map leaves the trunk.
@@ -37,9 +34,8 @@ class SSDBackbone(Backbone):
         self,
         features: nn.Sequential,
         taps: Sequence[Tap],
-        extras: Sequence[nn.Module],
+        extras: nn.ModuleList,
         extra_channels: Sequence[int],
-        padding: str = "symmetric",
     ):
         """
         Args:
@@ -48,14 +44,10 @@ class SSDBackbone(Backbone):
             taps: in the order of the trunk; the last is its end.
             extras: blocks of stride 2, maps ``extra0``, ``extra1``, ...
             extra_channels: output channels of each.
-            padding: of strided convolutions, "symmetric" or TensorFlow's "same".
-
-        Raises:
-            InputError: the padding is unknown.
         """
         super().__init__()
         self.features = features
-        self.extras = nn.ModuleList(extras)
+        self.extras = extras
         self.taps = {tap.block: tap for tap in taps}
         self.tap_norms = nn.ModuleDict({tap.name: tap.norm for tap in taps if tap.norm})
         shapes = {tap.name: ShapeSpec(channels=tap.channels, stride=tap.stride) for tap in taps}
@@ -64,10 +56,6 @@ class SSDBackbone(Backbone):
                 channels=channels, stride=taps[-1].stride * 2 ** (i + 1)
             )
         self._shapes = shapes
-        if padding not in ("symmetric", "same"):
-            raise InputError(f"MODEL.SSD.BACKBONE.PADDING is '{padding}'; it is symmetric or same")
-        if padding == "same":
-            pad_same(self)
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
         return self._shapes
@@ -89,7 +77,7 @@ class SSDBackbone(Backbone):
             inside = [block] if tap.inside is None else layers_of(block)
             for layer in inside[: tap.inside]:
                 x = layer(x)
-            outputs[tap.name] = self.tap_norms[tap.name](x) if tap.norm else x
+            outputs[tap.name] = self.tap_norms[tap.name](x) if tap.name in self.tap_norms else x
             for layer in inside[tap.inside :] if tap.inside else ():
                 x = layer(x)
         for i, block in enumerate(self.extras):
