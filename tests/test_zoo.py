@@ -79,6 +79,9 @@ def test_trains_detects_and_is_saved(name, tmp_path):
     has_norm = any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
     losses = model(batch if has_norm else batch[:1])  # without norm, one picture tells as much
     sum(losses.values()).backward()
+    if not has_norm:
+        with torch.no_grad():
+            losses.update({f"{key} without boxes": v for key, v in model(batch[1:]).items()})
     assert all(math.isfinite(value.item()) for value in losses.values())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 

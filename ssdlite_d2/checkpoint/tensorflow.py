@@ -18,7 +18,7 @@ NORM = {
     "moving_variance": "running_var",
 }
 TRUNK = "FeatureExtractor/MobilenetV2/"
-TRAINING = ("Momentum", "RMSProp", "ExponentialMovingAverage", "Adam")
+TRAINING = r"global_step|.*/(Momentum|RMSProp|Adam|ExponentialMovingAverage)(_\d)?"
 
 
 def convert_tensorflow(state: State, model: nn.Module) -> Tuple[State, Dict[str, str]]:
@@ -28,7 +28,7 @@ def convert_tensorflow(state: State, model: nn.Module) -> Tuple[State, Dict[str,
     """
     converted, dropped = {}, {}
     for name, value in state.items():
-        if name.endswith(TRAINING) or name in ("global_step", "Preprocessor/map/while/add/y"):
+        if re.fullmatch(TRAINING, name):
             dropped[name] = "a variable of training"
             continue
         ours = rename(name)
@@ -49,6 +49,11 @@ def convert_tensorflow(state: State, model: nn.Module) -> Tuple[State, Dict[str,
         if name not in converted and re.fullmatch(r"head\.\w+\.\d+\.0\.bias", name):
             converted[name] = torch.zeros_like(model.state_dict()[name])
     return converted, dropped
+
+
+def is_variable(name: str) -> bool:
+    """Whether a constant of a frozen graph was a variable, by its name."""
+    return name.endswith(("/weights", "/depthwise_weights", "/biases", *(f"/{n}" for n in NORM)))
 
 
 def rename(name: str) -> Optional[str]:

@@ -18,6 +18,7 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from ..checkpoint.convert import SOURCES, convert
+from ..checkpoint.tensorflow import is_variable
 from ..config import load_config
 from ..engine import finish_config
 from ..errors import InputError
@@ -73,7 +74,7 @@ def _read_tensorflow(path: str) -> Dict[str, Tensor]:
         graph = tf.compat.v1.GraphDef.FromString(Path(path).read_bytes())
         constants = (node for node in graph.node if node.op == "Const")
         values = {n.name: tf.make_ndarray(n.attr["value"].tensor) for n in constants}
-        values = {n: v for n, v in values.items() if n.startswith(("FeatureExtractor", "BoxPred"))}
+        values = {n: v for n, v in values.items() if is_variable(n)}  # not shapes and the like
     else:
         reader = tf.train.load_checkpoint(path.removesuffix(".index"))
         values = {n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map()}

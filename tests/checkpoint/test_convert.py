@@ -85,7 +85,7 @@ def test_torchvisions_detections(pair, size):
     for module in head:
         last = [m for m in module.modules() if isinstance(m, nn.Conv2d)][-1]
         last.bias.data.view(-1, 91)[:, unused] = -1e4
-    ours.test_score_thresh = theirs.score_thresh = 0.02
+    assert ours.test_score_thresh == theirs.score_thresh
     ours.load_state_dict(convert("torchvision", theirs.state_dict(), ours).state)
     with torch.no_grad():
         expected = theirs([image / 255])[0]

@@ -7,7 +7,7 @@ from conftest import exits, load_bare
 from detectron2.modeling import build_model
 
 from ssdlite_d2.checkpoint.convert import convert
-from ssdlite_d2.checkpoint.tensorflow import COCO_COLUMNS, rename
+from ssdlite_d2.checkpoint.tensorflow import COCO_COLUMNS, is_variable, rename
 from ssdlite_d2.modeling.backbone.blocks import Conv2dSame
 
 CONFIG = "tf/ssdlite_mobilenet_v2_coco.yaml"
@@ -93,6 +93,7 @@ def variables(model):
             out[f"{scope}/weights"] = rng.standard_normal((1, 1, channels, outputs))
             out[f"{scope}/biases"] = rng.standard_normal(outputs)
     out["global_step"] = np.array(5)
+    out[f"{trunk}Conv/weights/RMSProp_1"] = np.zeros((3, 3, 3, 32))
     return {name: np.asarray(value, dtype=np.float32) for name, value in out.items()}
 
 
@@ -122,6 +123,8 @@ def test_box_codes_and_classes_are_reordered(model):
     assert torch.equal(found[:, 79], classes[:, 90])  # toothbrush
     assert torch.equal(found, classes[:, COCO_COLUMNS])
     assert rename("BoxPredictor_0/Other/weights") is None
+    assert not is_variable("BoxPredictor_0/stack/1")
+    assert all(is_variable(name) for name in source if rename(name))
 
 
 def test_anchors_are_tensorflows(model):

@@ -41,46 +41,19 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str]) -> List[
     Raises:
         InputError: a file is missing or broken, or an object has a class that is not listed.
     """
-    split_file = root / "ImageSets" / "Main" / f"{split}.txt"
-    try:
-        ids = [line.split()[0] for line in split_file.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise InputError(
-            f"data set '{name}': {split_file}: {error.strerror} (ROOT is relative to the "
-            "environment variable DETECTRON2_DATASETS, SPLIT names the file)"
-        ) from error
     folder = root / "JPEGImages"
     pictures = {p.stem: p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES}
-    class_ids = {class_name: i for i, class_name in enumerate(classes)}
     dicts, dropped = [], []
-    for image_id in ids:
+    for image_id in _read_split(name, root / "ImageSets" / "Main" / f"{split}.txt"):
         if image_id not in pictures:
             raise InputError(
                 f"data set '{name}': no picture {folder / image_id} ({', '.join(SUFFIXES)}), "
-                f"though {split_file.name} lists it"
+                f"though {split}.txt lists it"
             )
         xml = root / "Annotations" / f"{image_id}.xml"
         tree = _read_xml(xml)
-        annotations = []
-        for obj in tree.iterfind("object"):
-            class_name = _text(xml, obj, "name")
-            if class_name not in class_ids:
-                raise InputError(
-                    f"data set '{name}': {xml}: class '{class_name}' is not in CLASSES "
-                    f"{list(classes)}"
-                )
-            box = [float(_text(xml, obj, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")]
-            if not has_area(*box):
-                dropped.append(xml.name)
-                continue
-            annotations.append(
-                {
-                    "category_id": class_ids[class_name],
-                    "bbox": [box[0] - 1, box[1] - 1, box[2], box[3]],
-                    "bbox_mode": BoxMode.XYXY_ABS,
-                    "iscrowd": int(obj.findtext("difficult", "0").strip() == "1"),
-                }
-            )
+        annotations = [_annotation(name, xml, obj, classes) for obj in tree.iterfind("object")]
+        dropped += [xml.name] * annotations.count(None)
         height, width = _size(tree, pictures[image_id])
         dicts.append(
             {
@@ -88,12 +61,47 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str]) -> List[
                 "image_id": image_id,
                 "height": height,
                 "width": width,
-                "annotations": annotations,
+                "annotations": [a for a in annotations if a is not None],
             }
         )
     log_dropped(name, dropped)
     log_loaded(name, dicts)
     return dicts
+
+
+def _read_split(name: str, path: Path) -> List[str]:
+    try:
+        return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise InputError(
+            f"data set '{name}': {path}: {error.strerror} (ROOT is relative to the environment "
+            "variable DETECTRON2_DATASETS, SPLIT names the file)"
+        ) from error
+
+
+def _annotation(
+    name: str, xml: Path, obj: ElementTree.Element, classes: Sequence[str]
+) -> Optional[Dict]:
+    """An object in Detectron2's format; None when its box has no area."""
+    class_name = _text(xml, obj, "name")
+    if class_name not in classes:
+        raise InputError(
+            f"data set '{name}': {xml}: class '{class_name}' is not in CLASSES {list(classes)}"
+        )
+    tags = [f"bndbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax")]
+    texts = [_text(xml, obj, tag) for tag in tags]
+    try:
+        x0, y0, x1, y1 = map(float, texts)
+    except ValueError as error:
+        raise InputError(f"{xml}: a box is {texts}, no numbers") from error
+    if not has_area(x0, y0, x1, y1):
+        return None
+    return {
+        "category_id": list(classes).index(class_name),
+        "bbox": [x0 - 1, y0 - 1, x1, y1],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "iscrowd": int(obj.findtext("difficult", "0").strip() == "1"),
+    }
 
 
 def _read_xml(path: Path) -> ElementTree.Element:

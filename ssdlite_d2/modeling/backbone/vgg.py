@@ -3,7 +3,7 @@
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
-from torchvision.models import vgg16
+from torchvision.models.vgg import cfgs, make_layers
 
 from .blocks import L2Norm
 from .build import build_ssd_backbone
@@ -16,8 +16,12 @@ def build_ssd_vgg16_backbone(cfg, input_shape: ShapeSpec) -> SSDBackbone:
 
     The third pooling rounds up, the fifth has stride 1, and fc6 is dilated.
     """
-    features = vgg16().features[:-1]  # up to conv5_3
+    features = make_layers(cfgs["D"])[:-1]  # up to conv5_3
     features[16].ceil_mode = True
+    for layer in features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
     fully_connected = (
         nn.MaxPool2d(kernel_size=3, stride=1, padding=1),
         nn.Conv2d(512, 1024, kernel_size=3, padding=6, dilation=6),
