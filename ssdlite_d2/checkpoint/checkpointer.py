@@ -54,6 +54,12 @@ class SSDCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Dict[str, Any]):
         incompatible = super()._load_model(checkpoint)
+        foreign = [key for key in incompatible.unexpected_keys if not key.startswith("backbone.")]
+        if foreign and any(key.startswith("head.") for key in incompatible.missing_keys):
+            raise InputError(
+                f"MODEL.WEIGHTS: {self._path} has other names than this model, such as "
+                f"{foreign[0]}; ssdlite_d2.tools.convert_checkpoint converts public SSD weights"
+            )
         wrong = incompatible.incorrect_shapes
         if not wrong:
             return incompatible

@@ -57,3 +57,12 @@ def test_missing_and_broken_files_are_named(saved, tmp_path):
     (tmp_path / "bad.pth").write_bytes(b"no weights")
     with pytest.raises(InputError, match="bad.pth is no checkpoint"):
         SSDCheckpointer(saved[0]).load(str(tmp_path / "bad.pth"))
+
+
+def test_weights_of_other_names_are_refused(saved, tmp_path):
+    """The references name their trunk as this package does: a warning would be overlooked."""
+    model, _ = saved
+    state = {k.replace("head.", "box_head."): v for k, v in model.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "foreign.pth")
+    with pytest.raises(InputError, match="such as box_head.*convert_checkpoint"):
+        SSDCheckpointer(model).load(str(tmp_path / "foreign.pth"))
