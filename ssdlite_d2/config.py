@@ -147,6 +147,17 @@ def get_config_file(name: str) -> str:
     raise InputError(f"no config '{name}'; the package has {', '.join(sorted(known))}")
 
 
+def find_config(config_file: str) -> str:
+    """A config file's path: itself, or that of the package's config of this name.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if Path(config_file).is_file():
+        return config_file
+    return get_config_file(config_file.removeprefix("configs/"))
+
+
 def load_config(config_file: str, opts: Iterable[str] = ()) -> CN:
     """A Detectron2 config with SSD's keys, a YAML file and ``KEY VALUE ...`` overrides merged.
 
@@ -159,11 +170,9 @@ def load_config(config_file: str, opts: Iterable[str] = ()) -> CN:
     """
     cfg = get_cfg()
     add_ssd_config(cfg)
-    if not Path(config_file).is_file():
-        config_file = get_config_file(config_file.removeprefix("configs/"))
-    source = config_file
+    source = find_config(config_file)
     try:
-        cfg.merge_from_file(config_file)
+        cfg.merge_from_file(source)
         source = "the command line"
         cfg.merge_from_list(list(opts))
     except Exception as error:  # yacs and yaml raise nearly every kind

@@ -9,7 +9,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import load_config
+from ..config import find_config, load_config
 from ..data.datasets import resolve_datasets
 from ..errors import InputError
 
@@ -27,6 +27,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         InputError: something in the arguments, the config or the data sets is wrong.
     """
+    args.config_file = find_config(args.config_file)  # Detectron2 logs the file
     cfg = load_config(args.config_file, args.opts)
     wanted = cfg.MODEL.DEVICE
     finish_config(cfg)

@@ -127,6 +127,7 @@ def test_wrong_configs_are_named(tmp_path, monkeypatch):
     two_classes = str([voc_entry(n, CLASSES=["RBC", "WBC"]) for n in ("tiny_train", "tiny_test")])
     output = ["OUTPUT_DIR", tmp_path / "out", "MODEL.WEIGHTS", ""]
     cases = [
+        (["ssdlite_mnv2.yaml", *output], ["coco_2017_train", "instances_train2017.json"]),
         ([coco, *output], ["coco_2017_train", "instances_train2017.json", "DETECTRON2_DATASETS"]),
         ([good, "MODEL.SSD.COLOUR", 1], ["the command line", "MODEL.SSD.COLOUR"]),
         ([tmp_path / "gone.yaml"], ["gone.yaml"]),
