@@ -10,7 +10,7 @@ from .rows import background_last, take_columns
 
 State = Dict[str, Tensor]
 
-PREDICTORS = {"cls_headers": "cls_score", "reg_headers": "bbox_pred"}
+PREDICTORS = {"cls": "cls_score", "reg": "bbox_pred"}
 # Blocks per stage of EfficientNet-B3
 EFFICIENTNET_B3 = (2, 3, 3, 5, 5, 6, 2)
 
@@ -57,7 +57,7 @@ def rename(name: str, state: State) -> str:
     """A name of this package for a tensor, or its own when none is known."""
     match = re.match(r"box_head\.predictor\.(cls|reg)_headers\.(\d+)\.(?:conv\.)?(.+)", name)
     if match:
-        return f"head.{PREDICTORS[match[1] + '_headers']}.{match[2]}.{match[3]}"
+        return f"head.{PREDICTORS[match[1]]}.{match[2]}.{match[3]}"
     match = re.match(r"backbone\.vgg\.(.+)", name)
     if match:
         return f"backbone.features.{match[1]}"

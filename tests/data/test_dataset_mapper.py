@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, bare_config, data_opts
+from conftest import bare_config, data_opts
 from detectron2.structures import BoxMode
 
 from ssdlite_d2 import InputError, load_config
@@ -107,4 +107,3 @@ def test_error_of_a_loader_worker_is_one_line(bccd_copy):
         next(iter(loader))
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(f"picture {bccd_copy}")
-    assert CLASSES
