@@ -25,7 +25,7 @@ setup(
         "fvcore",
         "iopath>=0.1.7,<0.1.10",
         "numpy",
-        "opencv-python",
+        "opencv-python>=4.11",
         "pillow",
         "pycocotools",
         "torch>=2.1",

@@ -1,5 +1,6 @@
 """SSD's random augmentations (:paper:`SSD`, sec. 2.2 and 3.6): each draws a transform."""
 
+import copy
 from typing import List, Sequence, Tuple
 
 import numpy as np
@@ -10,13 +11,14 @@ from detectron2.data.transforms import (
     NoOpTransform,
     RandomFlip,
     Transform,
+    TransformList,
 )
 
 from .transforms import ExpandTransform, PhotometricTransform, ResizeTransform
 
 
 class PhotometricDistortion(Augmentation):
-    """Each of brightness, contrast, saturation, hue and channel order with probability 1/2.
+    """Each of brightness, contrast, saturation, hue and channel order with some probability.
 
     Contrast comes before the colours or after them, with equal chance.
     """
@@ -28,19 +30,24 @@ class PhotometricDistortion(Augmentation):
         saturation: Tuple[float, float] = (0.5, 1.5),
         hue: float = 18.0,
         swap_channels: bool = True,
+        prob: float = 0.5,
     ):
         """
         Args:
             brightness: largest shift in grey levels.
             contrast, saturation: ranges of the factors.
             hue: largest shift in degrees.
+            prob: chance of each.
         """
         super().__init__()
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
+        def happens():
+            return np.random.uniform() < self.prob
+
         def drawn(low, high, otherwise):
-            return np.random.uniform(low, high) if np.random.randint(2) else otherwise
+            return np.random.uniform(low, high) if happens() else otherwise
 
         return PhotometricTransform(
             brightness=drawn(-self.brightness, self.brightness, 0.0),
@@ -48,9 +55,7 @@ class PhotometricDistortion(Augmentation):
             saturation=drawn(*self.saturation, 1.0),
             hue=drawn(-self.hue, self.hue, 0.0),
             contrast_last=bool(np.random.randint(2)),
-            channels=(
-                np.random.permutation(3) if self.swap_channels and np.random.randint(2) else None
-            ),
+            channels=np.random.permutation(3) if self.swap_channels and happens() else None,
         )
 
 
@@ -116,8 +121,9 @@ class RandomIoUCrop(Augmentation):
             if min_iou is None:
                 break
             windows = self._draw_windows(height, width)
-            fits = window_ious(windows, boxes).max(axis=1) >= min_iou
-            fits &= centers_inside(windows, boxes).any(axis=1)
+            fits = centers_inside(windows, boxes).any(axis=1)
+            if min_iou > 0:
+                fits &= (window_ious(windows, boxes) >= min_iou).any(axis=1)
             if fits.any():
                 x0, y0, x1, y1 = windows[fits.argmax()].tolist()
                 return CropTransform(x0, y0, x1 - x0, y1 - y0, width, height)
@@ -126,13 +132,15 @@ class RandomIoUCrop(Augmentation):
     def _draw_windows(self, height: int, width: int) -> np.ndarray:
         """(up to trials, 4) integer XYXY windows of allowed shape inside the picture."""
         u = np.random.uniform(size=(self.trials, 4))
+        picture = np.array((width, height))
         low, high = self.scale
-        w, h = ((low + (high - low) * u[:, i]) * side for i, side in enumerate((width, height)))
-        left, top = u[:, 2] * (width - w), u[:, 3] * (height - h)
-        windows = np.stack((left, top, left + w, top + h), axis=1).astype(np.int64)
-        ratio = h / w
+        sides = (low + (high - low) * u[:, :2]) * picture
+        corners = u[:, 2:] * (picture - sides)
+        windows = np.concatenate((corners, corners + sides), axis=1).astype(np.int64)
+        ratio = sides[:, 1] / sides[:, 0]
+        pixels = windows[:, 2:] - windows[:, :2]
         good = (ratio >= self.aspect_ratio[0]) & (ratio <= self.aspect_ratio[1])
-        good &= (windows[:, 2:] > windows[:, :2]).all(axis=1)
+        good &= (pixels[:, 0] > 0) & (pixels[:, 1] > 0)
         windows = windows[good]
         # No window of a very long or small picture may fit the limits: then the picture is one.
         return windows if len(windows) else np.array([[0, 0, width, height]])
@@ -140,18 +148,57 @@ class RandomIoUCrop(Augmentation):
 
 def window_ious(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(T, M) IoU of T windows and M boxes, XYXY."""
-    low = np.maximum(windows[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(windows[:, None, 2:], boxes[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(axis=2)
-    areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (windows, boxes)]
-    return shared / (areas[0][:, None] + areas[1][None] - shared)
+    shared = np.minimum(windows[:, None, 2:], boxes[:, 2:])
+    shared -= np.maximum(windows[:, None, :2], boxes[:, :2])
+    np.maximum(shared, 0, out=shared)
+    shared = shared[..., 0] * shared[..., 1]
+    sides = [b[:, 2:] - b[:, :2] for b in (windows, boxes)]
+    areas = [s[:, 0] * s[:, 1] for s in sides]
+    return shared / (areas[0][:, None] + areas[1] - shared)
 
 
 def centers_inside(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(T, M) whether the centre of each of M boxes lies strictly inside each of T windows."""
-    centers = ((boxes[:, :2] + boxes[:, 2:]) / 2)[None]
-    windows = windows[:, None]
-    return ((centers > windows[..., :2]) & (centers < windows[..., 2:])).all(axis=2)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = (centers > windows[:, None, :2]) & (centers < windows[:, None, 2:])
+    return inside[..., 0] & inside[..., 1]
+
+
+class RandomScaleJitter(Augmentation):
+    """Large-scale jitter: shrink or enlarge the picture, keeping its shape, then crop or pad.
+
+    (Simple Copy-Paste, Ghiasi et al. 2021, sec. 3.) At a scale of 1 the picture just fits into the
+    result. What does not fit is cropped at a random place; what is left over is filled.
+    """
+
+    def __init__(
+        self,
+        size: Tuple[int, int],
+        scale: Tuple[float, float] = (0.1, 2.0),
+        fill: Sequence[float] = (123.0, 117.0, 104.0),
+    ):
+        """
+        Args:
+            size: (height, width) whose shape the result has; its pixels are the picture's.
+            scale: range of the scale.
+            fill: colour of what is left over.
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        sides = np.array(image.shape[:2])
+        scale = np.random.uniform(*self.scale) * (self.size / sides).min()
+        window = np.maximum(1, np.round(self.size / scale)).astype(int)  # in the picture's pixels
+        canvas = np.maximum(window, sides)
+        place = (np.random.uniform(size=2) * (canvas - sides + 1)).astype(int)
+        corner = (np.random.uniform(size=2) * (canvas - window + 1)).astype(int)
+        return TransformList(
+            [
+                ExpandTransform(*place[::-1].tolist(), *canvas[::-1].tolist(), self.fill),
+                CropTransform(*corner[::-1].tolist(), *window[::-1].tolist()),
+            ]
+        )
 
 
 class Resize(Augmentation):
@@ -170,7 +217,7 @@ class Resize(Augmentation):
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> List[Augmentation]:
-    """Colour, expand, crop, resize and flip in training; nothing in inference.
+    """Colour, expand, crop (or scale jitter), resize and flip in training; nothing in inference.
 
     The order is the reference's. In inference the model resizes.
     """
@@ -185,12 +232,15 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> List[Augmentation]:
                 node.PHOTOMETRIC.SATURATION,
                 node.PHOTOMETRIC.HUE,
                 node.PHOTOMETRIC.SWAP_CHANNELS,
+                node.PHOTOMETRIC.PROB,
             )
         )
-    if node.EXPAND.PROB > 0:
-        fill = cfg.MODEL.PIXEL_MEAN
+    fill = cfg.MODEL.PIXEL_MEAN
+    if node.SCALE_JITTER.ENABLED:
+        augmentations.append(RandomScaleJitter(node.SIZE, node.SCALE_JITTER.SCALE, fill))
+    elif node.EXPAND.PROB > 0:
         augmentations.append(RandomExpand(node.EXPAND.PROB, node.EXPAND.RATIO, fill))
-    if node.IOU_CROP.ENABLED:
+    if node.IOU_CROP.ENABLED and not node.SCALE_JITTER.ENABLED:
         crop = node.IOU_CROP
         augmentations.append(
             RandomIoUCrop(crop.MIN_IOUS, crop.SCALE, crop.ASPECT_RATIO, crop.TRIALS)
@@ -198,5 +248,29 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> List[Augmentation]:
     augmentations.append(Resize(node.SIZE))
     if node.RANDOM_FLIP != "none":
         vertical = node.RANDOM_FLIP == "vertical"
-        augmentations.append(RandomFlip(horizontal=not vertical, vertical=vertical))
+        augmentations.append(RandomFlip(node.FLIP_PROB, horizontal=not vertical, vertical=vertical))
     return augmentations
+
+
+def to_size(augmentations: Sequence[Augmentation], size: Tuple[int, int]) -> List[Augmentation]:
+    """The same augmentations with a result of another (height, width)."""
+    changed = []
+    for augmentation in augmentations:
+        if isinstance(augmentation, (Resize, RandomScaleJitter)):
+            augmentation = copy.copy(augmentation)
+            augmentation.size = size
+        changed.append(augmentation)
+    return changed
+
+
+def is_composable(augmentation: Augmentation) -> bool:
+    """Whether ``rendering.py`` knows what an augmentation draws."""
+    kinds = (
+        PhotometricDistortion,
+        RandomExpand,
+        RandomIoUCrop,
+        RandomScaleJitter,
+        Resize,
+        RandomFlip,
+    )
+    return type(augmentation) in kinds

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from detectron2.data.transforms import Transform
 
+LEVELS = np.arange(256, dtype=np.float32)
+
 
 class PhotometricTransform(Transform):
     """Brightness, contrast, saturation, hue and channel order of an RGB uint8 picture.
@@ -39,22 +41,33 @@ class PhotometricTransform(Transform):
         self.channels = channels
 
     def apply_image(self, img: np.ndarray, interp: Optional[str] = None) -> np.ndarray:
-        levels = np.arange(256, dtype=np.float32) + self.brightness
-        if not self.contrast_last:
-            levels = levels.clip(0, 255) * self.contrast
-        img = _look_up(img, levels)
-        if self.saturation != 1.0 or self.hue != 0.0:
-            hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)  # H in steps of 2 degrees, below 180
-            hue = (np.arange(256) + round(self.hue / 2)) % 180
-            saturation = np.arange(256, dtype=np.float32) * self.saturation
-            tables = np.stack((hue, saturation.round().clip(0, 255), np.arange(256)), axis=-1)
-            hsv = cv2.LUT(hsv, tables[None].astype(np.uint8))
-            img = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-        if self.contrast_last:
-            img = _look_up(img, np.arange(256, dtype=np.float32) * self.contrast)
-        if self.channels is not None:
-            img = img[:, :, list(self.channels)]
+        levels = LEVELS + self.brightness if self.brightness else LEVELS
+        contrasted = levels.clip(0, 255) * self.contrast if self.contrast != 1.0 else levels
+        if self.contrast_last and self.has_colour and contrasted is not levels:
+            img = self._change_colour(_look_up(img, levels))
+            img = _look_up(img, LEVELS * self.contrast)
+        else:
+            img = self._change_colour(_look_up(img, contrasted))
+        if self.channels is not None:  # a matrix product is OpenCV's fastest way to reorder
+            img = cv2.transform(img, np.eye(3, dtype=np.float32)[list(self.channels)])
         return img
+
+    @property
+    def has_colour(self) -> bool:
+        """Whether saturation or hue change."""
+        return self.saturation != 1.0 or self.hue != 0.0
+
+    def _change_colour(self, img: np.ndarray) -> np.ndarray:
+        if not self.has_colour:
+            return img
+        hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV_FULL)  # H in 256ths of a turn
+        hue = (LEVELS + self.hue * 256 / 360).round() % 256
+        saturation = (LEVELS * self.saturation).round().clip(0, 255)
+        hsv = cv2.LUT(hsv, np.stack((hue, saturation, LEVELS), axis=-1)[None].astype(np.uint8))
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+    def apply_box(self, box: np.ndarray) -> np.ndarray:
+        return box
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return coords
@@ -67,6 +80,9 @@ class PhotometricTransform(Transform):
 
 
 def _look_up(img: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Every grey level replaced; ``levels`` has 256 numbers, LEVELS itself for no change."""
+    if levels is LEVELS:
+        return img
     return cv2.LUT(img, levels.round().clip(0, 255).astype(np.uint8))
 
 
@@ -108,6 +124,9 @@ class ExpandTransform(Transform):
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return coords + np.asarray((self.left, self.top), dtype=coords.dtype)
 
+    def apply_box(self, box: np.ndarray) -> np.ndarray:
+        return box + np.asarray((self.left, self.top) * 2, dtype=box.dtype)
+
 
 class ResizeTransform(Transform):
     """Stretch to a size, bilinear without antialias (OpenCV's INTER_LINEAR).
@@ -135,6 +154,10 @@ class ResizeTransform(Transform):
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         (old_h, old_w), (new_h, new_w) = self.old_size, self.new_size
         return coords * np.asarray((new_w / old_w, new_h / old_h), dtype=coords.dtype)
+
+    def apply_box(self, box: np.ndarray) -> np.ndarray:
+        (old_h, old_w), (new_h, new_w) = self.old_size, self.new_size
+        return box * np.asarray((new_w / old_w, new_h / old_h) * 2, dtype=box.dtype)
 
     def inverse(self) -> Transform:
         return ResizeTransform(self.new_size, self.old_size)

@@ -1,6 +1,7 @@
 """SSD's losses, as functions of tensors: float32 inside, defined when nothing is positive.
 
-Letters: N images, R anchors, K foreground classes; background is class K.
+Letters: N images, R anchors, K foreground classes; background is class K, and anchors of class -1
+are left out.
 """
 
 import torch.nn.functional as F
@@ -36,11 +37,12 @@ def multibox_class_loss(
 
     Args:
         logits: (N, R, K + 1), background last.
-        labels: (N, R) in [0, K]; K is background.
+        labels: (N, R) in [-1, K]; K is background.
     """
     background = logits.shape[-1] - 1
-    loss = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # (N, R)
-    positive = labels != background
+    logits = logits.float().transpose(1, 2)
+    loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")  # (N, R), 0 for -1
+    positive = (labels >= 0) & (labels != background)
     chosen = positive | hard_negatives(loss, positive, neg_pos_ratio, min_negatives)
     return loss[chosen].sum()
 
@@ -52,11 +54,12 @@ def focal_class_loss(
 
     Args:
         logits: (N, R, K); there is no background class.
-        labels: (N, R) in [0, K]; K is background: the target is 0 in every class.
+        labels: (N, R) in [-1, K]; K is background: the target is 0 in every class.
     """
-    target = F.one_hot(labels, logits.shape[-1] + 1)[..., :-1]  # (N, R, K)
+    target = F.one_hot(labels.clamp(min=0), logits.shape[-1] + 1)[..., :-1]  # (N, R, K)
     logits = logits.float()
-    return sigmoid_focal_loss(logits, target.to(logits), alpha, gamma, reduction="sum")
+    loss = sigmoid_focal_loss(logits, target.to(logits), alpha, gamma, reduction="none")
+    return (loss.sum(dim=-1) * (labels >= 0)).sum()
 
 
 def box_loss(deltas: Tensor, targets: Tensor, beta: float = 1.0) -> Tensor:

@@ -1,6 +1,6 @@
 """The detectors: read this file first."""
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_ioa, pairwise_iou
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class SSD(DenseDetector):
         anchor_matcher: SSDMatcher,
         num_classes: int,
         input_size: Tuple[int, int],
+        multi_scale: bool = False,
         loss: str = "focal",
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
@@ -73,6 +74,7 @@ class SSD(DenseDetector):
             head: maps L feature maps to L class logits and L box codes.
             num_classes: foreground classes K; K itself stands for background.
             input_size: (H, W) of the network input in pixels.
+            multi_scale: in training, take batches at the size they come in.
             loss: ``"focal"``: sigmoid scores, Kc = K. ``"multibox"``: softmax scores, Kc = K + 1,
                 background last.
             test_topk_candidates: (anchor, class) pairs of a picture that enter suppression.
@@ -93,6 +95,7 @@ class SSD(DenseDetector):
         self.num_classes = num_classes
         self.num_scores = num_classes + (loss == "multibox")
         self.input_size = tuple(int(n) for n in input_size)
+        self.multi_scale = multi_scale
 
         self.loss = loss
         self.focal_alpha = focal_alpha
@@ -127,6 +130,11 @@ class SSD(DenseDetector):
             )
         feature_shapes = [shapes[name] for name in node.IN_FEATURES]
         anchor_generator = build_anchor_generator(cfg, feature_shapes)
+        if len(cfg.INPUT.MULTI_SCALE) and len(cfg.MODEL.ANCHOR_GENERATOR.STRIDES):
+            raise InputError(
+                "INPUT.MULTI_SCALE needs MODEL.ANCHOR_GENERATOR.STRIDES []: fixed strides fit one "
+                "input size only"
+            )
         head = cls.head_class(
             in_channels=[shape.channels for shape in feature_shapes],
             num_anchors=anchor_generator.num_anchors,
@@ -145,6 +153,7 @@ class SSD(DenseDetector):
             "anchor_matcher": SSDMatcher(node.IOU_THRESHOLD),
             "num_classes": num_classes,
             "input_size": cfg.INPUT.SIZE,
+            "multi_scale": len(cfg.INPUT.MULTI_SCALE) > 0,
             "loss": node.LOSS,
             "focal_alpha": node.FOCAL_ALPHA,
             "focal_gamma": node.FOCAL_GAMMA,
@@ -174,15 +183,17 @@ class SSD(DenseDetector):
         """
         images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
-        stacked = torch.stack([self._resize(image) for image in images])
+        size = sizes[0] if self.training and self.multi_scale else self.input_size
+        stacked = torch.stack([self._resize(image, size) for image in images])
         tensor = (stacked - self.pixel_mean) / self.pixel_std
         return ImageList(tensor.contiguous(memory_format=torch.channels_last), sizes)
 
-    def _resize(self, image: Tensor) -> Tensor:
-        image = image.float()
-        if tuple(image.shape[-2:]) == self.input_size:
+    def _resize(self, image: Tensor, size: Optional[Tuple[int, int]] = None) -> Tensor:
+        """(3, h, w) of any type to (3, H, W) float, bilinear without antialias."""
+        image, size = image.float(), size or self.input_size
+        if tuple(image.shape[-2:]) == size:
             return image
-        return F.interpolate(image[None], self.input_size, mode="bilinear", align_corners=False)[0]
+        return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
 
     def forward_training(self, images, features, predictions, gt_instances):
         logits, deltas = self._flatten(predictions)
@@ -211,13 +222,17 @@ class SSD(DenseDetector):
         Args:
             anchors: R boxes.
             gt_instances: N images with ``gt_boxes`` (M, 4) and ``gt_classes`` (M,); M may be 0.
+                Boxes of class -1 are regions to ignore.
 
         Returns:
-            (N, R) class of every anchor, K for background, and the (R, 4) ground-truth box of every
-            anchor per image, which for background anchors has no meaning.
+            (N, R) class of every anchor, K for background and -1 for background that lies by half
+            or more in a region to ignore, and the (R, 4) ground-truth box of every anchor per
+            image, which has no meaning for anchors that are not positive.
         """
         labels, boxes = [], []
         for instances in gt_instances:
+            is_region = instances.gt_classes < 0
+            regions, instances = instances.gt_boxes[is_region], instances[~is_region]
             quality = pairwise_iou(instances.gt_boxes, anchors)  # (M, R)
             matches, positive = self.anchor_matcher(quality)
             if len(instances):
@@ -227,6 +242,9 @@ class SSD(DenseDetector):
             else:
                 classes = torch.full_like(matches, self.num_classes)
                 boxes.append(anchors.tensor)
+            if len(regions):
+                inside = (pairwise_ioa(regions, anchors) >= 0.5).any(dim=0)
+                classes[inside & (classes == self.num_classes)] = -1
             labels.append(classes)
         return torch.stack(labels), boxes
 
@@ -247,7 +265,7 @@ class SSD(DenseDetector):
             dict: ``loss_cls`` and ``loss_box_reg``, each a sum over the batch divided by its number
             of positive anchors; finite, and with a gradient for every input, without any.
         """
-        positive = labels != self.num_classes  # (N, R)
+        positive = (labels >= 0) & (labels != self.num_classes)  # (N, R)
         count = _count_over_job(positive)
         if has_event_storage():
             get_event_storage().put_scalar("num_pos_anchors", float(count) / len(labels))

@@ -143,3 +143,18 @@ def test_box_code_round_trips(seed):
     transform = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
     decoded = transform.apply_deltas(transform.get_deltas(anchors, boxes), anchors)
     assert (decoded - boxes).abs().max() <= 1e-3
+
+
+@pytest.mark.parametrize("class_loss", [focal_class_loss, multibox_class_loss])
+def test_anchors_to_ignore_count_nowhere(class_loss):
+    """The loss is that of the other anchors alone, and no gradient reaches the ignored."""
+    generator = torch.Generator().manual_seed(0)
+    columns = K if class_loss is focal_class_loss else K + 1
+    logits = torch.randn(2, 60, columns, generator=generator).requires_grad_()
+    labels = torch.full((2, 60), K)
+    labels[:, :6] = torch.arange(6) % K
+    labels[:, 40:] = -1
+    loss = class_loss(logits, labels)
+    assert loss.item() == pytest.approx(class_loss(logits[:, :40], labels[:, :40]).item(), rel=1e-6)
+    [gradient] = torch.autograd.grad(loss, logits)
+    assert gradient[:, 40:].abs().max() == 0 < gradient[:, :40].abs().max()

@@ -183,3 +183,29 @@ def test_wrong_options_are_named():
         make_model(3, "MODEL.SSD.IN_FEATURES", "['c4', 'c5']")
     with pytest.raises(InputError, match="NUM_CLASSES is 0"):
         make_model(0)
+
+
+def test_anchors_inside_a_region_to_ignore():
+    """Half inside and not positive: neither right nor wrong."""
+    model = make_model()
+    anchors = Boxes(
+        torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [6, 0, 16, 10], [40, 40, 60, 60]])
+    )
+    region, thing = [0.0, 0, 10, 10], [42.0, 42, 62, 62]
+    truth = make_input([region, thing], [-1, 2])["instances"]
+    labels, boxes = model.label_anchors(anchors, [truth])
+    assert labels.tolist() == [[-1, -1, model.num_classes, 2]]
+    assert boxes[0][3].tolist() == thing
+    over = make_input([region, region], [-1, 1])["instances"]  # an object inside the region stays
+    assert model.label_anchors(anchors, [over])[0][0, 0] == 1
+    alone = make_input([region], [-1])["instances"]
+    assert model.label_anchors(anchors, [alone])[0].tolist() == [[-1, -1, 3, 3]]
+
+
+@pytest.mark.parametrize("name, loss", HEADS)
+def test_batches_of_regions_to_ignore_train(name, loss):
+    model = make_model(3, *arch(name, loss))
+    batch = [make_input([BOX, OTHER], [-1, 1]), make_input([BOX], [-1], seed=1)]
+    losses = step(model, batch)
+    assert all(math.isfinite(value) for value in losses.values())
+    assert losses["loss_box_reg"] > 0

@@ -1,0 +1,73 @@
+"""Reading of picture files."""
+
+from typing import Optional
+
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.file_io import PathManager
+
+from ..errors import InputError
+
+# OpenCV decodes JPEGs to a fraction of their size without computing the rest.
+REDUCED = {
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+END_OF_JPEG, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
+
+
+def read_picture(path: str, image_format: str = "RGB", reduction: int = 1) -> np.ndarray:
+    """A picture as its EXIF orientation wants it seen, grey ones as colour, alpha left out.
+
+    Args:
+        image_format: ``"RGB"`` or ``"BGR"``; others are Detectron2's.
+        reduction: 1, 2, 4 or 8: the size is divided by it, rounding up; a pixel is the mean of
+            those that fall together.
+
+    Returns:
+        (ceil(h / reduction), ceil(w / reduction), 3) uint8.
+
+    Raises:
+        InputError: the file is missing, truncated or no picture.
+    """
+    try:
+        with PathManager.open(path, "rb") as file:
+            data = file.read()
+        is_jpeg = data[:2] == b"\xff\xd8"
+        image = _decode(data, image_format, is_jpeg, reduction)
+        if image is None:  # what OpenCV does not read, Pillow may; and it says what is wrong
+            return reduce_picture(read_image(path, format=image_format), reduction)
+        return image if is_jpeg else reduce_picture(image, reduction)
+    except Exception as error:  # decoders raise nearly every kind
+        raise InputError(f"picture {path} cannot be read: {_reason(error)}") from error
+
+
+def reduce_picture(image: np.ndarray, reduction: int) -> np.ndarray:
+    """A picture (h, w, 3) at a fraction of its size, as ``read_picture`` gives it."""
+    if reduction == 1:
+        return image
+    height, width = (-(-side // reduction) for side in image.shape[:2])
+    borders = 0, height * reduction - image.shape[0], 0, width * reduction - image.shape[1]
+    whole = cv2.copyMakeBorder(image, *borders, cv2.BORDER_REPLICATE)
+    return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _decode(data: bytes, image_format: str, is_jpeg: bool, reduction: int) -> Optional[np.ndarray]:
+    """The picture, of a JPEG reduced; None where OpenCV cannot."""
+    is_truncated = is_jpeg and data.rfind(END_OF_JPEG) < data.rfind(START_OF_SCAN)
+    if image_format not in ("RGB", "BGR") or not data or is_truncated:
+        return None
+    flags = cv2.IMREAD_COLOR_RGB if image_format == "RGB" else cv2.IMREAD_COLOR_BGR
+    is_reduced = is_jpeg and reduction > 1
+    flags = REDUCED[reduction] if is_reduced else flags
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is not None and is_reduced and image_format == "RGB":  # OpenCV has no flag for both
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
+
+
+def _reason(error: Exception) -> str:
+    lines = (getattr(error, "strerror", None) or str(error)).splitlines()
+    return lines[0] if lines else type(error).__name__
