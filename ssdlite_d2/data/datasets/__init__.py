@@ -1,3 +1,17 @@
-from .register import dataset_errors, register_datasets, resolve_datasets, resolve_num_classes
+from .entry import Entry
+from .register import (
+    dataset_errors,
+    entry_of,
+    register_datasets,
+    resolve_datasets,
+    resolve_num_classes,
+)
 
-__all__ = ["dataset_errors", "register_datasets", "resolve_datasets", "resolve_num_classes"]
+__all__ = [
+    "Entry",
+    "dataset_errors",
+    "entry_of",
+    "register_datasets",
+    "resolve_datasets",
+    "resolve_num_classes",
+]

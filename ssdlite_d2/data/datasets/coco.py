@@ -1,57 +1,145 @@
-"""COCO JSON files of any classes; the reading is Detectron2's."""
+"""COCO JSON files of any classes.
+
+Unlike Detectron2's loader, this one keeps boxes only (no masks: a tenth of the memory), takes ids
+by class name, and can report every problem instead of ending at the first.
+"""
 
 import json
+from collections import defaultdict
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-from detectron2.data.datasets.coco import load_coco_json
+from detectron2.structures import BoxMode
 
 from ...errors import InputError
-from .annotations import has_area, log_dropped
+from .annotations import BAD_ANNOTATION, ClassIds, Problems, box_problem
+from .entry import Entry
 
 
-def coco_classes(name: str, json_file: Path) -> Tuple[str, ...]:
-    """Class names of a COCO JSON file by rising category id.
+class CocoEntry(Entry):
+    """JSON: the annotation file; IMAGES: the folder of its pictures."""
+
+    format = "coco"
+    required = ("JSON", "IMAGES")
+
+    def has_class_list(self) -> bool:
+        return self.path("JSON").is_file()  # CLASSES are enough to run a trained model
+
+    def file_classes(self) -> Tuple[str, ...]:
+        return tuple(c["name"] for c in self._categories(self._content()))
+
+    def metadata(self) -> Dict[str, Any]:
+        """COCO's evaluation reads the file itself when its classes are all of the data set's."""
+        folder = {"image_root": str(self.path("IMAGES"))}
+        if not self.path("JSON").is_file():
+            return folder
+        categories = self._categories(self._content())
+        if self.classes and tuple(c["name"] for c in categories) != self.classes:
+            return folder
+        ids = {c["id"]: i for i, c in enumerate(categories)}
+        json_file = str(self.path("JSON"))
+        return {**folder, "json_file": json_file, "thing_dataset_id_to_contiguous_id": ids}
+
+    def read(self, problems: Problems) -> List[Dict]:
+        content = self._content()
+        names = {c["id"]: c["name"] for c in self._categories(content)}
+        ids = self.class_ids(problems)
+        json_file = self.path("JSON")
+        by_picture = defaultdict(list)
+        for annotation in content.get("annotations", []):
+            by_picture[annotation.get("image_id")].append(annotation)
+        dicts = []
+        for image in content["images"]:
+            if missing := {"id", "file_name", "height", "width"} - set(image):
+                problems.add(
+                    BAD_ANNOTATION,
+                    json_file,
+                    f"an image has no {', '.join(sorted(missing))}: {image}",
+                )
+                continue
+            path = self.path("IMAGES") / image["file_name"]
+            objects = [
+                _annotation(a, names, ids, json_file, path, problems)
+                for a in by_picture.pop(image["id"], [])
+            ]
+            dicts.append(
+                {
+                    "file_name": str(path),
+                    "image_id": image["id"],
+                    "height": image["height"],
+                    "width": image["width"],
+                    "annotations": [a for a in objects if a is not None],
+                }
+            )
+        for image_id, annotations in by_picture.items():
+            problems.add(
+                BAD_ANNOTATION,
+                json_file,
+                f"{len(annotations)} annotations are of image_id {image_id}, which no image has",
+            )
+        return dicts
+
+    def _content(self) -> Dict[str, Any]:
+        return _read_json(self.name, str(self.path("JSON")))
+
+    def _categories(self, content: Dict[str, Any]) -> List[Dict[str, Any]]:
+        return sorted(content["categories"], key=lambda c: c["id"])
+
+
+def _read_json(name: str, path: str) -> Dict[str, Any]:
+    """A COCO file's content.
 
     Raises:
         InputError: the file is missing, no JSON, or not COCO's.
     """
     try:
-        content = json.loads(json_file.read_text())
-        categories = content["categories"]
-        content["images"]
-        return tuple(c["name"] for c in sorted(categories, key=lambda c: c["id"]))
+        content = json.loads(Path(path).read_text())
+        for category in content["categories"]:
+            category["id"], category["name"]
+        if not all(isinstance(image, dict) for image in content["images"]):
+            raise TypeError("an image is no mapping")
+        if not all(isinstance(a, dict) for a in content.get("annotations", [])):
+            raise TypeError("an annotation is no mapping")
+        return content
     except OSError as error:
-        raise InputError(f"data set '{name}': {json_file}: {error.strerror}") from error
+        raise InputError(f"data set '{name}': {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"data set '{name}': {json_file} is no COCO file of objects "
+            f"data set '{name}': {path} is no COCO file of objects "
             f"({type(error).__name__}: {error})"
         ) from error
 
 
-def load_coco(name: str, json_file: Path, images: Path) -> List[Dict]:
-    """A COCO JSON file in Detectron2's format, without boxes that have no area.
-
-    Raises:
-        InputError: see ``coco_classes``.
-    """
-    coco_classes(name, json_file)
+def _annotation(
+    annotation: Dict[str, Any],
+    names: Dict[int, str],
+    ids: ClassIds,
+    json_file: Path,
+    picture: Path,
+    problems: Problems,
+) -> Optional[Dict]:
+    """An object in Detectron2's format; None when it is left out."""
+    which = f"annotation {annotation.get('id')} of {picture.name}"
+    category = annotation.get("category_id")
+    if category not in names:
+        problems.add(
+            BAD_ANNOTATION, json_file, f"{which} has category_id {category}, which no category has"
+        )
+        return None
     try:
-        dicts = load_coco_json(str(json_file), str(images), name)
-    except (KeyError, AssertionError, TypeError) as error:
-        raise InputError(
-            f"data set '{name}': {json_file}: {type(error).__name__}: {error}"
-        ) from error
-    dropped = []
-    for record in dicts:
-        kept = []
-        for annotation in record["annotations"]:
-            x, y, w, h = annotation["bbox"]
-            if has_area(x, y, x + w, y + h):
-                kept.append(annotation)
-            else:
-                dropped.append(record["file_name"])
-        record["annotations"] = kept
-    log_dropped(name, dropped)
-    return dicts
+        x, y, width, height = map(float, annotation["bbox"])
+    except (KeyError, TypeError, ValueError):
+        problems.add(BAD_ANNOTATION, json_file, f"{which} has bbox {annotation.get('bbox')}")
+        return None
+    class_id = ids.find(names[category], json_file)
+    if class_id is None:
+        return None
+    if kind := box_problem(x, y, x + width, y + height):
+        problems.add(kind, picture, f"{which} has bbox {annotation['bbox']}")
+        return None
+    return {
+        "category_id": class_id,
+        "bbox": [x, y, width, height],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "iscrowd": int(annotation.get("iscrowd", 0)),
+    }

@@ -1,132 +1,165 @@
 """PASCAL VOC folders of any classes. (Detectron2's own loader knows the 20 classes only.)"""
 
+import contextlib
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from ...errors import InputError
-from .annotations import has_area, log_dropped, log_loaded
+from .annotations import BAD_ANNOTATION, MISSING_PICTURE, ClassIds, Problems, box_problem
+from .entry import Entry
+from .pictures import SUFFIXES, picture_size
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
+class VocEntry(Entry):
+    """ROOT: the folder with Annotations, ImageSets/Main and JPEGImages; SPLIT: the list to use.
 
-def voc_classes(name: str, root: Path) -> Tuple[str, ...]:
-    """Sorted names of all objects annotated under ``root``, whatever the split.
-
-    Raises:
-        InputError: there is no annotation, or one cannot be read.
+    YEAR 2007 evaluates sets of VOC's own classes with 11 points, any other with the area.
     """
-    names = set()
-    for path in (root / "Annotations").glob("*.xml"):
-        names.update(_text(path, obj, "name") for obj in _read_xml(path).iterfind("object"))
-    if not names:
-        raise InputError(
-            f"data set '{name}': no annotated object under {root / 'Annotations'}; ROOT is "
-            "relative to the environment variable DETECTRON2_DATASETS"
-        )
-    return tuple(sorted(names))
 
+    format = "voc"
+    required = ("ROOT", "SPLIT")
+    optional = ("YEAR",)
 
-def load_voc(name: str, root: Path, split: str, classes: Sequence[str]) -> List[Dict]:
-    """A split of a VOC folder in Detectron2's format.
+    def metadata(self) -> Dict[str, Any]:
+        year = int(self.keys.get("YEAR", 2012))
+        return {"dirname": str(self.root), "split": str(self.keys["SPLIT"]), "year": year}
 
-    Coordinates are 1-based and inclusive in the files. As in Detectron2, the box of the whole
-    picture becomes (0, 0, W, H). Boxes without area are dropped and counted in the log. *Difficult*
-    objects are marked ``iscrowd``: not trained on, as in the references, and neither demanded nor
-    counted as wrong in the evaluation.
-
-    Raises:
-        InputError: a file is missing or broken, or an object has a class that is not listed.
-    """
-    folder = root / "JPEGImages"
-    pictures = {p.stem: p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES}
-    dicts, dropped = [], []
-    for image_id in _read_split(name, root / "ImageSets" / "Main" / f"{split}.txt"):
-        if image_id not in pictures:
+    def file_classes(self) -> Tuple[str, ...]:
+        """Sorted names of all objects annotated in the folder, whatever the split."""
+        names = set()
+        for path in (self.root / "Annotations").glob("*.xml"):
+            with contextlib.suppress(ValueError):  # reading the split tells what is broken in it
+                names.update(_text(obj, "name") for obj in _read_xml(path).iterfind("object"))
+        if not names:
             raise InputError(
-                f"data set '{name}': no picture {folder / image_id} ({', '.join(SUFFIXES)}), "
-                f"though {split}.txt lists it"
+                f"data set '{self.name}': no annotated object under {self.root / 'Annotations'}; "
+                "ROOT is relative to the environment variable DETECTRON2_DATASETS"
             )
-        xml = root / "Annotations" / f"{image_id}.xml"
-        tree = _read_xml(xml)
-        annotations = [_annotation(name, xml, obj, classes) for obj in tree.iterfind("object")]
-        dropped += [xml.name] * annotations.count(None)
-        height, width = _size(tree, pictures[image_id])
-        dicts.append(
-            {
-                "file_name": str(pictures[image_id]),
-                "image_id": image_id,
-                "height": height,
-                "width": width,
-                "annotations": [a for a in annotations if a is not None],
-            }
-        )
-    log_dropped(name, dropped)
-    log_loaded(name, dicts)
-    return dicts
+        return tuple(sorted(names))
 
+    def read(self, problems: Problems) -> List[Dict]:
+        """
+        Coordinates are 1-based and inclusive in the files. As in Detectron2, the box of the whole
+        picture becomes (0, 0, W, H). *Difficult* objects are also ``iscrowd``: in the evaluation
+        they are neither demanded nor counted as wrong.
+        """
+        ids = self.class_ids(problems)
+        folder = self.root / "JPEGImages"
+        pictures = defaultdict(list)
+        for path in sorted(folder.glob("*")):
+            if path.suffix.lower() in SUFFIXES:
+                pictures[path.stem].append(path)
+        dicts = []
+        split = self.root / "ImageSets" / "Main" / f"{self.keys['SPLIT']}.txt"
+        for line in self._read_split(split):
+            # such lists may have a second column
+            image_id = line if line in pictures else line.split()[0]
+            if image_id not in pictures:
+                reason = f"no such picture ({', '.join(SUFFIXES)}), though {split.name} lists it"
+                problems.add(MISSING_PICTURE, folder / image_id, reason)
+                continue
+            record = self._record(image_id, pictures[image_id], ids, problems)
+            if record is not None:
+                dicts.append(record)
+        return dicts
 
-def _read_split(name: str, path: Path) -> List[str]:
-    try:
-        return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise InputError(
-            f"data set '{name}': {path}: {error.strerror} (ROOT is relative to the environment "
-            "variable DETECTRON2_DATASETS, SPLIT names the file)"
-        ) from error
+    def _read_split(self, path: Path) -> List[str]:
+        try:
+            return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"data set '{self.name}': {path}: {getattr(error, 'strerror', error)} (ROOT is "
+                "relative to the environment variable DETECTRON2_DATASETS, SPLIT names the file)"
+            ) from error
+
+    def _record(
+        self, image_id: str, pictures: List[Path], ids: ClassIds, problems: Problems
+    ) -> Optional[Dict]:
+        """
+        Args:
+            pictures: files of this name, which differ in their suffix.
+        """
+        xml = self.root / "Annotations" / f"{image_id}.xml"
+        try:
+            tree = _read_xml(xml)
+        except ValueError as error:
+            problems.add(BAD_ANNOTATION, xml, str(error))
+            return None
+        named = (tree.findtext("filename") or "").strip()
+        picture = next((p for p in pictures if p.name == named), pictures[0])
+        size = _size(tree) or picture_size(picture, problems)
+        if size is None:
+            return None
+        objects = [_annotation(xml, obj, ids, problems) for obj in tree.iterfind("object")]
+        return {
+            "file_name": str(picture),
+            "image_id": image_id,
+            "height": size[0],
+            "width": size[1],
+            "annotations": [a for a in objects if a is not None],
+        }
 
 
 def _annotation(
-    name: str, xml: Path, obj: ElementTree.Element, classes: Sequence[str]
+    xml: Path, obj: ElementTree.Element, ids: ClassIds, problems: Problems
 ) -> Optional[Dict]:
-    """An object in Detectron2's format; None when its box has no area."""
-    class_name = _text(xml, obj, "name")
-    if class_name not in classes:
-        raise InputError(
-            f"data set '{name}': {xml}: class '{class_name}' is not in CLASSES {list(classes)}"
-        )
+    """An object in Detectron2's format; None when it is left out."""
     tags = [f"bndbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax")]
-    texts = [_text(xml, obj, tag) for tag in tags]
     try:
-        x0, y0, x1, y1 = map(float, texts)
+        name = _text(obj, "name")
+        x0, y0, x1, y1 = (float(_text(obj, tag)) for tag in tags)
     except ValueError as error:
-        raise InputError(f"{xml}: a box is {texts}, no numbers") from error
-    if not has_area(x0, y0, x1, y1):
+        problems.add(BAD_ANNOTATION, xml, str(error))
         return None
+    class_id = ids.find(name, xml)
+    if class_id is None:
+        return None
+    if kind := box_problem(x0, y0, x1, y1):
+        problems.add(kind, xml, f"box of a {name}: {x0:g}, {y0:g} to {x1:g}, {y1:g}")
+        return None
+    difficult = int(obj.findtext("difficult", "0").strip() == "1")
     return {
-        "category_id": list(classes).index(class_name),
+        "category_id": class_id,
         "bbox": [x0 - 1, y0 - 1, x1, y1],
         "bbox_mode": BoxMode.XYXY_ABS,
-        "iscrowd": int(obj.findtext("difficult", "0").strip() == "1"),
+        "iscrowd": difficult,
+        "difficult": difficult,
     }
 
 
 def _read_xml(path: Path) -> ElementTree.Element:
+    """
+    Raises:
+        ValueError: with the reason.
+    """
     try:
-        return ElementTree.parse(path).getroot()
+        data = path.read_bytes()
+        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+            raise ValueError(
+                "has a document type, which annotations have not; entities may explode"
+            )
+        return ElementTree.fromstring(data)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise ValueError(error.strerror) from error
     except ElementTree.ParseError as error:
-        raise InputError(f"{path}: broken XML: {error}") from error
+        raise ValueError(f"broken XML: {error}") from error
 
 
-def _text(path: Path, element: ElementTree.Element, tag: str) -> str:
+def _text(element: ElementTree.Element, tag: str) -> str:
     text: Optional[str] = element.findtext(tag)
     if text is None or not text.strip():
-        raise InputError(f"{path}: an object has no <{tag.replace('/', '><')}>")
+        raise ValueError(f"an object has no <{tag.replace('/', '><')}>")
     return text.strip()
 
 
-def _size(tree: ElementTree.Element, picture: Path) -> Tuple[int, int]:
-    """(height, width) as annotated, or of the picture where the file does not say."""
+def _size(tree: ElementTree.Element) -> Optional[Tuple[int, int]]:
+    """(height, width) as annotated; None where the file does not say."""
     try:
         height, width = int(tree.findtext("size/height")), int(tree.findtext("size/width"))
     except (TypeError, ValueError):
-        height = width = 0
-    if height > 0 and width > 0:
-        return height, width
-    with Image.open(picture) as image:
-        return image.height, image.width
+        return None
+    return (height, width) if height > 0 and width > 0 else None

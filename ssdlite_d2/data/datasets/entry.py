@@ -1,0 +1,129 @@
+"""An entry of DATASETS.REGISTER: a data set that the YAML describes."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Dict, List, Optional, Tuple, Type
+
+from ...errors import InputError
+from .annotations import ClassIds, Problems, log_loaded
+
+COMMON = ("NAME", "FORMAT", "ROOT", "CLASSES", "OTHER_CLASSES")
+OTHER_CLASSES = ("error", "drop")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checked entry. Subclasses read one format; they are found by their ``format``."""
+
+    name: str
+    root: Path  # joined to the folder of data sets
+    keys: Dict[str, Any]
+    classes: Optional[Tuple[str, ...]]  # names by id, if the entry tells
+    other_classes: str
+
+    format: ClassVar[str]
+    required: ClassVar[Tuple[str, ...]] = ()
+    optional: ClassVar[Tuple[str, ...]] = ()
+    formats: ClassVar[Dict[str, Type["Entry"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Entry.formats[cls.format] = cls
+
+    @staticmethod
+    def parse(mapping: Dict[str, Any]) -> "Entry":
+        """
+        Raises:
+            InputError: a key is missing, unknown or of a wrong value.
+        """
+        if not isinstance(mapping, dict) or "NAME" not in mapping:
+            raise InputError(f"DATASETS.REGISTER: an entry needs a NAME, got {mapping}")
+        where = f"DATASETS.REGISTER, data set '{mapping['NAME']}'"
+        kind = Entry.formats.get(mapping.get("FORMAT"))
+        if kind is None:
+            known = ", ".join(Entry.formats)
+            raise InputError(f"{where}: FORMAT is {mapping.get('FORMAT')!r}; it is one of {known}")
+        known = {*COMMON, *kind.required, *kind.optional}
+        for key in mapping:
+            if key not in known:
+                raise InputError(
+                    f"{where}: unknown key {key}; known are {', '.join(sorted(known))}"
+                )
+        for key in kind.required:
+            if not mapping.get(key):
+                raise InputError(f"{where}: FORMAT {kind.format} needs {key}")
+        classes, other = mapping.get("CLASSES"), mapping.get("OTHER_CLASSES", "error")
+        if classes is not None and (not classes or not isinstance(classes, (list, tuple))):
+            raise InputError(f"{where}: CLASSES is {classes!r}; it is a list of names")
+        if other not in OTHER_CLASSES:
+            known = ", ".join(OTHER_CLASSES)
+            raise InputError(f"{where}: OTHER_CLASSES is {other!r}; it is one of {known}")
+        entry = kind(
+            name=mapping["NAME"],
+            root=Path(os.getenv("DETECTRON2_DATASETS", "datasets"), mapping.get("ROOT") or ""),
+            keys={k: v for k, v in mapping.items() if k not in COMMON},
+            classes=tuple(str(name) for name in classes) if classes else None,
+            other_classes=other,
+        )
+        entry.check()
+        return entry
+
+    def check(self) -> None:
+        """Raises InputError when keys contradict each other."""
+
+    def path(self, key: str) -> Path:
+        """A key's path, below the root."""
+        return self.root / str(self.keys[key])
+
+    def find_classes(self) -> Tuple[str, ...]:
+        """Names by id: those of the entry, or as its files have them.
+
+        Raises:
+            InputError: the files are missing, or have other classes than the entry says.
+        """
+        if self.classes is None:
+            return self.file_classes()
+        if self.other_classes == "error" and self.has_class_list():
+            others = [name for name in self.file_classes() if name not in self.classes]
+            if others:
+                raise InputError(
+                    f"data set '{self.name}': CLASSES is {list(self.classes)}, but its files have "
+                    f"also {others} (OTHER_CLASSES: drop leaves such objects out)"
+                )
+        return self.classes
+
+    def has_class_list(self) -> bool:
+        """Whether ``file_classes`` is known without reading all annotations."""
+        return False
+
+    def file_classes(self) -> Tuple[str, ...]:
+        """Names as the files have them.
+
+        Raises:
+            InputError: the files are missing or tell none.
+        """
+        raise NotImplementedError
+
+    def class_ids(self, problems: Problems) -> ClassIds:
+        """Names to ids: of the entry's classes, or else of the files'."""
+        return ClassIds(self.classes or self.file_classes(), self.other_classes, problems)
+
+    def load(self, problems: Optional[Problems] = None) -> List[Dict]:
+        """The data set in Detectron2's format.
+
+        Raises:
+            InputError: something is wrong, unless ``problems`` is not strict.
+        """
+        problems = problems or Problems(self.name)
+        dicts = self.read(problems)
+        problems.log_dropped()
+        log_loaded(self.name, dicts)
+        return dicts
+
+    def read(self, problems: Problems) -> List[Dict]:
+        """What ``load`` returns."""
+        raise NotImplementedError
+
+    def metadata(self) -> Dict[str, Any]:
+        """What the evaluators need to know, for the catalog, besides the classes."""
+        return {}

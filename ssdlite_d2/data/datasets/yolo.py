@@ -1,0 +1,178 @@
+"""YOLO's text files: a line ``class x y w h`` per object, in shares of the picture's size."""
+
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import yaml
+from detectron2.structures import BoxMode
+
+from ...errors import InputError
+from .annotations import BAD_ANNOTATION, MISSING_PICTURE, ClassIds, Problems, box_problem
+from .entry import Entry
+from .pictures import SUFFIXES, picture_size
+
+
+class YoloEntry(Entry):
+    """Either DATA, a ``data.yaml``, and SPLIT; or IMAGES and CLASSES.
+
+    IMAGES is a folder, or a text file that lists pictures. LABELS is the folder of the text files;
+    without it, they lie where ``images`` in a picture's path is ``labels``, or else beside it. A
+    picture without a text file has no objects.
+    """
+
+    format = "yolo"
+    optional = ("DATA", "SPLIT", "IMAGES", "LABELS")
+
+    def check(self) -> None:
+        where = f"DATASETS.REGISTER, data set '{self.name}'"
+        if ("DATA" in self.keys) == ("IMAGES" in self.keys):
+            raise InputError(f"{where}: FORMAT yolo needs either DATA and SPLIT, or IMAGES")
+        if "DATA" in self.keys and not self.keys.get("SPLIT"):
+            raise InputError(f"{where}: DATA needs SPLIT, such as train")
+
+    def has_class_list(self) -> bool:
+        return "DATA" in self.keys and self.path("DATA").is_file()
+
+    def file_classes(self) -> Tuple[str, ...]:
+        if "DATA" not in self.keys:
+            raise InputError(
+                f"data set '{self.name}': the files have numbers only; name the CLASSES in their "
+                "order, or DATA, a data.yaml that has names"
+            )
+        names = self._data().get("names")
+        if isinstance(names, dict):
+            names = [names[key] for key in sorted(names)]
+        if not names:
+            raise InputError(f"data set '{self.name}': {self.path('DATA')} has no names")
+        return tuple(str(name) for name in names)
+
+    def read(self, problems: Problems) -> List[Dict]:
+        # the numbers in the files are of the data.yaml's names, or else of CLASSES
+        names = self.file_classes() if "DATA" in self.keys else self.classes
+        ids = self.class_ids(problems)
+        dicts = []
+        for picture in self._pictures():
+            size = picture_size(picture, problems) if picture.is_file() else None
+            if size is None:
+                if not picture.is_file():
+                    problems.add(MISSING_PICTURE, picture, "no such picture, though it is listed")
+                continue
+            dicts.append(
+                {
+                    "file_name": str(picture),
+                    "image_id": str(picture.relative_to(self.root))
+                    if picture.is_relative_to(self.root)
+                    else str(picture),
+                    "height": size[0],
+                    "width": size[1],
+                    "annotations": _annotations(self._label(picture), names, size, ids, problems),
+                }
+            )
+        return dicts
+
+    def _data(self) -> Dict[str, Any]:
+        path = self.path("DATA")
+        try:
+            content = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise InputError(f"data set '{self.name}': {path}: {error.strerror}") from error
+        except (ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"data set '{self.name}': {path}: {reason}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"data set '{self.name}': {path} is no mapping")
+        return content
+
+    def _sources(self) -> List[Path]:
+        """Folders or lists of pictures."""
+        if "IMAGES" in self.keys:
+            return [self.path("IMAGES")]
+        data, file = self._data(), self.path("DATA")
+        sources = data.get(self.keys["SPLIT"])
+        if not sources:
+            raise InputError(f"data set '{self.name}': {file} has no '{self.keys['SPLIT']}'")
+        root = file.parent / str(data.get("path") or "")
+        root = root if root.is_dir() else file.parent
+        sources = [sources] if isinstance(sources, str) else sources
+        # exports of labelling services say ../train for what lies beside the data.yaml
+        return [p if (p := root / s).exists() else root / s.removeprefix("../") for s in sources]
+
+    def _pictures(self) -> List[Path]:
+        found = []
+        for source in self._sources():
+            if source.is_dir():
+                found += sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+            elif source.is_file():
+                lines = [line.strip() for line in source.read_text().splitlines()]
+                found += [source.parent / line for line in lines if line]
+            else:
+                raise InputError(f"data set '{self.name}': {source} does not exist")
+        if not found:
+            raise InputError(f"data set '{self.name}': no picture in {self._sources()[0]}")
+        return found
+
+    def _label(self, picture: Path) -> Path:
+        if "LABELS" in self.keys:
+            return self.path("LABELS") / f"{picture.stem}.txt"
+        parts = list(picture.parts)
+        if "images" in parts:
+            parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+        return Path(os.sep.join(parts).replace("//", "/")).with_suffix(".txt")
+
+
+def _annotations(
+    label: Path, names: Tuple[str, ...], size: Tuple[int, int], ids: ClassIds, problems: Problems
+) -> List[Dict]:
+    try:
+        lines = label.read_text().splitlines() if label.is_file() else []
+    except (OSError, ValueError) as error:
+        problems.add(BAD_ANNOTATION, label, f"cannot be read: {error}")
+        return []
+    rows = [(number, line.split()) for number, line in enumerate(lines, start=1) if line.strip()]
+    found = [
+        _annotation(label, number, words, names, size, ids, problems) for number, words in rows
+    ]
+    return [annotation for annotation in found if annotation is not None]
+
+
+def _annotation(
+    label: Path,
+    number: int,
+    words: List[str],
+    names: Tuple[str, ...],
+    size: Tuple[int, int],
+    ids: ClassIds,
+    problems: Problems,
+) -> Optional[Dict]:
+    """A line's object in Detectron2's format; of a polygon, its box. None when it is left out."""
+    try:
+        index, values = int(words[0]), [float(word) for word in words[1:]]
+        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+            raise ValueError
+        name = names[index] if index >= 0 else names[len(names)]
+    except (ValueError, IndexError):
+        problems.add(
+            BAD_ANNOTATION,
+            label,
+            f"line {number} is '{' '.join(words[:6])}', not a class below {len(names)} and x y w h",
+        )
+        return None
+    class_id = ids.find(name, label)
+    if class_id is None:
+        return None
+    height, width = size
+    x0, y0, x1, y1 = _corners(values)
+    box = [x0 * width, y0 * height, x1 * width, y1 * height]
+    if kind := box_problem(*box):
+        problems.add(kind, label, f"line {number} is '{' '.join(words[:6])}'")
+        return None
+    return {"category_id": class_id, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0}
+
+
+def _corners(values: List[float]) -> Tuple[float, float, float, float]:
+    """Centre and size, or a polygon's points, to XYXY."""
+    if len(values) == 4:
+        x, y, w, h = values
+        return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+    return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
