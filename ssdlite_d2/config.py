@@ -103,9 +103,20 @@ def add_ssd_config(cfg: CN) -> None:
     # Network input (height, width) in pixels. Pictures are stretched to it.
     _C.INPUT.SIZE = (320, 320)
 
-    # Photometric distortion in training, each part with probability 1/2.
+    # Draw a training picture's transforms first, then decode and resample no more than they leave.
+    # False: one transform after the other, as the paper tells it; boxes are the same.
+    _C.INPUT.FAST = True
+    # A picture that cannot be read, or is not of the annotated size, in training: "raise" an error,
+    # or "skip" it, with a list at the end and in OUTPUT_DIR/skipped_pictures.txt.
+    _C.INPUT.ON_BAD_IMAGE = "raise"
+    # Sizes [[height, width], ...] of which one is drawn for every training batch. []: SIZE. With
+    # ANCHOR_GENERATOR.STRIDES [] only. Costs accuracy at one size in networks this small.
+    _C.INPUT.MULTI_SCALE = []
+
+    # Photometric distortion in training, each part with this probability.
     _C.INPUT.PHOTOMETRIC = CN()
     _C.INPUT.PHOTOMETRIC.ENABLED = True
+    _C.INPUT.PHOTOMETRIC.PROB = 0.5
     _C.INPUT.PHOTOMETRIC.BRIGHTNESS = 32.0  # largest shift, grey levels
     _C.INPUT.PHOTOMETRIC.CONTRAST = (0.5, 1.5)  # range of the factor
     _C.INPUT.PHOTOMETRIC.SATURATION = (0.5, 1.5)  # range of the factor
@@ -126,9 +137,31 @@ def add_ssd_config(cfg: CN) -> None:
     _C.INPUT.IOU_CROP.ASPECT_RATIO = (0.5, 2.0)  # range of window height / width
     _C.INPUT.IOU_CROP.TRIALS = 50  # windows tried before another IoU is drawn
 
-    # Data sets of your own, one mapping each: NAME; FORMAT coco or voc; for coco JSON and IMAGES,
-    # for voc ROOT and SPLIT; optionally CLASSES, a list of names. Paths are relative to
-    # $DETECTRON2_DATASETS (default "datasets").
+    # Instead of the canvas and the crop: large-scale jitter, with this range of the picture's size
+    # over SIZE, its shape kept. Can hurt networks this small.
+    _C.INPUT.SCALE_JITTER = CN()
+    _C.INPUT.SCALE_JITTER.ENABLED = False
+    _C.INPUT.SCALE_JITTER.SCALE = (0.1, 2.0)
+
+    # Chance of a training picture made of four. Can hurt networks this small.
+    _C.INPUT.MOSAIC = CN()
+    _C.INPUT.MOSAIC.PROB = 0.0
+
+    # Probability of Detectron2's RANDOM_FLIP.
+    _C.INPUT.FLIP_PROB = 0.5
+
+    # Decoded training pictures: "none" keeps none, "ram" keeps all, for data sets that fit.
+    _C.DATALOADER.CACHE = "none"
+
+    # Crowd regions (COCO's iscrowd) and difficult objects (VOC's) in training: "keep" trains on
+    # them, "drop" makes them background, "ignore" makes anchors in them neither right nor wrong.
+    _C.DATASETS.CROWD = "drop"
+    _C.DATASETS.DIFFICULT = "drop"
+
+    # Data sets of your own, one mapping each: NAME; FORMAT coco, voc, yolo or detectron2, and the
+    # keys that it needs (see data/datasets/); optionally CLASSES, a list of names, and
+    # OTHER_CLASSES, "error" or "drop" for objects of none of them. Classes of several training sets
+    # are merged by name. Paths are relative to ROOT in $DETECTRON2_DATASETS (default "datasets").
     _C.DATASETS.REGISTER = []
 
 

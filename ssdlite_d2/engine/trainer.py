@@ -10,18 +10,22 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
-    build_detection_train_loader,
 )
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+)
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import SSDCheckpointer
-from ..data import SSDDatasetMapper
+from ..data import SSDDatasetMapper, build_train_loader
 from ..data.datasets import dataset_errors
 from ..errors import InputError
 from ..evaluation import VOCEvaluator
@@ -71,8 +75,7 @@ class SSDTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        with dataset_errors(cfg.DATASETS.TRAIN):
-            return build_detection_train_loader(cfg, mapper=SSDDatasetMapper(cfg, is_train=True))
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -82,13 +85,17 @@ class SSDTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """COCO's metrics for every data set, and VOC's for sets of its 20 classes."""
+        """COCO's metrics, and besides VOC's for sets of its 20 classes; LVIS's for LVIS."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind == "lvis":
+            with dataset_errors((dataset_name,)):
+                return LVISEvaluator(dataset_name, ("bbox",), output_dir=folder)
         with dataset_errors((dataset_name,)):
             coco = COCOEvaluator(
                 dataset_name, ("bbox",), output_dir=folder, allow_cached_coco=False
             )
-        if MetadataCatalog.get(dataset_name).get("evaluator_type") != "pascal_voc":
+        if kind != "pascal_voc":
             return coco
         return DatasetEvaluators([coco, VOCEvaluator(dataset_name)])
 

@@ -1,0 +1,45 @@
+"""What became of bad pictures: INPUT.ON_BAD_IMAGE skip."""
+
+import logging
+from pathlib import Path
+from typing import List
+
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+FILE = "skipped_pictures.txt"
+
+
+class SkippedPictures:
+    """A list of pictures and reasons in a file, which loader workers add to."""
+
+    def __init__(self, output_dir: str):
+        """
+        Args:
+            output_dir: the run's folder; a list of an earlier run there is removed.
+        """
+        self.path = Path(output_dir) / FILE
+        self.seen = set()
+        if comm.is_main_process():
+            self.path.unlink(missing_ok=True)
+
+    def __call__(self, file_name: str, reason: str) -> None:
+        """Note a picture, once."""
+        if file_name in self.seen:
+            return
+        self.seen.add(file_name)
+        logger.warning(f"Skipped: {reason}")
+        with self.path.open("a") as file:
+            file.write(reason.replace("\n", " ") + "\n")
+
+    def reasons(self) -> List[str]:
+        """One line for every picture that any process skipped."""
+        return sorted(set(self.path.read_text().splitlines())) if self.path.is_file() else []
+
+    def report(self) -> None:
+        """Log the list."""
+        reasons = self.reasons()
+        if reasons:
+            lines = "\n  ".join(reasons)
+            logger.warning(f"{len(reasons)} pictures were skipped ({self.path}):\n  {lines}")
