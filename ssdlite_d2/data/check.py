@@ -1,0 +1,163 @@
+"""Everything that can be wrong with the pictures and boxes of a config's data sets."""
+
+import hashlib
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from ..errors import InputError
+from .datasets import dataset_errors, entry_of
+from .datasets.annotations import (
+    BAD_ANNOTATION,
+    MISSING_PICTURE,
+    NO_AREA,
+    NOT_FINITE,
+    UNKNOWN_CLASS,
+    UNREADABLE,
+    Problem,
+    Problems,
+    box_problem,
+)
+from .datasets.pictures import EXIF_ORIENTATION
+from .reader import read_picture
+
+TRUNCATED = "truncated"
+WRONG_SIZE = "wrong-size"
+OUTSIDE = "outside"
+DUPLICATE_BOX = "duplicate-box"
+DUPLICATE_PICTURE = "duplicate-picture"
+ROTATED = "rotated"
+EMPTY = "empty"
+
+KINDS = {
+    UNREADABLE: "the picture cannot be decoded",
+    TRUNCATED: "the picture's file ends too early",
+    MISSING_PICTURE: "there is no such file",
+    WRONG_SIZE: "the picture has another size than the annotation says",
+    ROTATED: "the picture's EXIF data turns it: other programs may show it otherwise",
+    EMPTY: "the picture has no boxes",
+    DUPLICATE_PICTURE: "the same file, in this set or in another",
+    BAD_ANNOTATION: "an annotation that cannot be read",
+    UNKNOWN_CLASS: "a class that the data set does not have",
+    NO_AREA: "a box without width or height, or inverted",
+    NOT_FINITE: "a box with a number that is none",
+    OUTSIDE: "a box that reaches beyond the picture by more than a pixel",
+    DUPLICATE_BOX: "the same box and class twice",
+}
+
+
+class PictureFacts(NamedTuple):
+    """What reading a picture tells."""
+
+    digest: str  # of the file; empty when there is none
+    size: Optional[Tuple[int, int]]  # (height, width) as EXIF wants it seen
+    rotated: bool
+    problem: Optional[Tuple[str, str]]  # kind and reason
+
+
+def load_records(name: str) -> Tuple[List[Dict], List[Problem]]:
+    """The dataset dicts of a registered set, and what its loader found wrong."""
+    problems = Problems(name, strict=False)
+    entry = entry_of(name)
+    try:
+        if entry is not None:
+            return entry.load(problems), problems.found
+        with dataset_errors((name,)):
+            return DatasetCatalog.get(name), []
+    except InputError as error:
+        return [], [*problems.found, Problem(BAD_ANNOTATION, name, str(error))]
+    except (KeyError, ValueError, AssertionError) as error:  # Detectron2's loaders
+        return [], [Problem(BAD_ANNOTATION, name, f"{type(error).__name__}: {error}")]
+
+
+def boxes_of(record: Dict) -> np.ndarray:
+    """(M, 4) XYXY of a dataset dict."""
+    boxes = [
+        BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in record["annotations"]
+    ]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def check_boxes(record: Dict) -> List[Problem]:
+    """What is wrong with the boxes of a dataset dict."""
+    path, (height, width) = record["file_name"], (record["height"], record["width"])
+    found, seen = [], set()
+    for annotation, box in zip(record["annotations"], boxes_of(record).tolist()):
+        shown = ", ".join(f"{n:g}" for n in box)
+        kind = box_problem(*box)
+        key = (annotation["category_id"], *box)
+        if kind is None and (min(box[:2]) < -1 or box[2] > width + 1 or box[3] > height + 1):
+            kind = OUTSIDE
+        elif kind is None and key in seen:
+            kind = DUPLICATE_BOX
+        seen.add(key)
+        if kind:
+            found.append(Problem(kind, path, f"box {shown} in a picture of {width} x {height}"))
+    if not record["annotations"]:
+        found.append(Problem(EMPTY, path, "no boxes"))
+    return found
+
+
+def read_facts(path: str) -> PictureFacts:
+    """Decode a picture."""
+    try:
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        return PictureFacts("", None, False, (MISSING_PICTURE, error.strerror))
+    try:
+        size = read_picture(path).shape[:2]
+        with Image.open(path) as image:
+            rotated = image.getexif().get(EXIF_ORIENTATION, 1) != 1
+    except InputError as error:
+        reason = str(error).split("cannot be read: ")[-1]
+        kind = TRUNCATED if "truncated" in reason else UNREADABLE
+        return PictureFacts(digest, None, False, (kind, reason))
+    return PictureFacts(digest, size, rotated, None)
+
+
+def check_pictures(
+    records: Dict[str, List[Dict]], facts: Iterable[PictureFacts]
+) -> Dict[str, List[Problem]]:
+    """What is wrong with the pictures of several sets.
+
+    Args:
+        records: dataset dicts by the name of their set.
+        facts: of all records, set by set.
+    """
+    found, first = defaultdict(list), {}
+    facts = iter(facts)
+    for name, dicts in records.items():
+        for record in dicts:
+            path, fact = record["file_name"], next(facts)
+            if fact.problem:
+                found[name].append(Problem(fact.problem[0], path, fact.problem[1]))
+            annotated = record["height"], record["width"]
+            if fact.size and fact.size != annotated:
+                sizes = (
+                    f"{fact.size[1]} x {fact.size[0]}, annotated {annotated[1]} x {annotated[0]}"
+                )
+                found[name].append(Problem(WRONG_SIZE, path, sizes))
+            if fact.rotated:
+                found[name].append(Problem(ROTATED, path, "EXIF turns or mirrors it"))
+            if fact.digest in first:
+                other, place = first[fact.digest]
+                where = "" if place == name else f" of '{place}'"
+                found[name].append(Problem(DUPLICATE_PICTURE, path, f"same as {other}{where}"))
+            elif fact.digest:
+                first[fact.digest] = path, name
+    return found
+
+
+def read_all_facts(paths: List[str], workers: int) -> Iterable[PictureFacts]:
+    """``read_facts`` of every path, in order, by some processes."""
+    if workers <= 1:
+        yield from map(read_facts, paths)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(read_facts, paths, chunksize=16)

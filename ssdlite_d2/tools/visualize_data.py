@@ -1,0 +1,123 @@
+"""Draw what the network sees in training: augmented pictures with their boxes, on contact sheets.
+
+python -m ssdlite_d2.tools.visualize_data --config-file configs/ssdlite_mnv2_bccd.yaml --output seen
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Dict, Iterator, List, Sequence
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, MetadataCatalog
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import Visualizer
+
+from ..config import load_config
+from ..data.build import build_collator, build_train_mapper, load_train_records
+from ..data.dataset_mapper import IGNORED
+from ..engine import finish_config
+from ..errors import InputError
+
+GAP = 4  # pixels between the pictures of a sheet
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the sheets")
+    parser.add_argument("--count", type=int, default=24, help="how many pictures (default: 24)")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="how many draws of each picture (default: 1)"
+    )
+    parser.add_argument("--columns", type=int, default=4, help="pictures per row (default: 4)")
+    parser.add_argument("--rows", type=int, default=3, help="rows per sheet (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    return parser
+
+
+def training_samples(cfg: CfgNode, count: int, repeat: int) -> Iterator[Dict]:
+    """What the training loader makes of pictures spread over the training sets."""
+    records = DatasetFromList(load_train_records(cfg), copy=False)
+    mapper, collate = build_train_mapper(cfg, records), build_collator(cfg)
+    for index in np.linspace(0, len(records) - 1, min(count, len(records))).astype(int):
+        for _ in range(repeat):
+            sample = mapper(records[int(index)])
+            if sample is not None:
+                yield collate([sample])[0]
+
+
+def draw(sample: Dict, cfg: CfgNode) -> np.ndarray:
+    """A training sample with its boxes as a BGR picture; regions to ignore are grey."""
+    image = sample["image"].permute(1, 2, 0).numpy()
+    if cfg.INPUT.FORMAT == "BGR":
+        image = image[:, :, ::-1]
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+    truth = sample["instances"]
+    classes = truth.gt_classes.tolist()
+    drawn = Visualizer(np.ascontiguousarray(image)).overlay_instances(
+        boxes=truth.gt_boxes,
+        labels=["ignored" if c == IGNORED else names[c] for c in classes],
+        assigned_colors=[COLOURS[c % len(COLOURS)] if c >= 0 else (0.5,) * 3 for c in classes],
+    )
+    return drawn.get_image()[:, :, ::-1]
+
+
+# as matplotlib's "tab10" has them
+COLOURS = [
+    tuple(int(hexes[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    for hexes in "1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 bcbd22 17becf".split()
+]
+
+
+def make_sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Pictures (h, w, 3) of any sizes side by side, row by row, on white."""
+    height, width = (max(p.shape[axis] for p in pictures) + GAP for axis in (0, 1))
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * height + GAP, columns * width + GAP, 3), 255, dtype=np.uint8)
+    for index, picture in enumerate(pictures):
+        y, x = (GAP + n * step for n, step in zip(divmod(index, columns), (height, width)))
+        sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+    return sheet
+
+
+def run(args: argparse.Namespace) -> List[Path]:
+    """Returns the sheets' paths."""
+    cfg = load_config(args.config_file, args.opts)
+    finish_config(cfg)
+    seed_all_rng(args.seed)
+    output, per_sheet = Path(args.output), args.columns * args.rows
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output: {output}: {error.strerror}") from error
+    cfg.OUTPUT_DIR = str(output)  # where a list of skipped pictures goes
+    pictures = [draw(sample, cfg) for sample in training_samples(cfg, args.count, args.repeat)]
+    paths = []
+    for start in range(0, len(pictures), per_sheet):
+        paths.append(output / f"sheet{len(paths):03d}.jpg")
+        sheet = make_sheet(pictures[start : start + per_sheet], args.columns)
+        if not cv2.imwrite(str(paths[-1]), sheet):
+            raise InputError(f"--output: cannot write {paths[-1]}")
+    print(f"{len(pictures)} training pictures:")
+    print("\n".join(f"  {path}" for path in paths))
+    return paths
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    for name in ("fvcore", "detectron2", "ssdlite_d2"):
+        setup_logger(name=name).setLevel(logging.WARNING)
+    try:
+        run(args)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Each kind of defect, planted and found."""
+
+import json
+import shutil
+
+import cv2
+import pytest
+from conftest import ASSETS, CLASSES, assert_error, exits, voc_entry
+from PIL import Image
+
+from ssdlite_d2.data.check import KINDS, check_boxes
+
+TOOL = "ssdlite_d2.tools.check_data"
+
+
+def write_config(folder, *entries):
+    path = folder / "config.yaml"
+    names = [e["NAME"] for e in entries]
+    path.write_text(
+        "_BASE_: ssdlite_mnv2.yaml\nMODEL: {WEIGHTS: '', SSD: {NORM: BN}}\n".replace(
+            "ssdlite_mnv2.yaml", str(ASSETS.parents[1] / "configs" / "ssdlite_mnv2.yaml")
+        )
+        + f"DATASETS: {json.dumps({'REGISTER': entries, 'TRAIN': names[:1], 'TEST': names[1:]})}\n"
+    )
+    return path
+
+
+def record(*boxes, size=(40, 50)):
+    annotations = [{"bbox": b, "bbox_mode": 0, "category_id": c} for c, b in boxes]
+    return {
+        "file_name": "a.jpg",
+        "height": size[0],
+        "width": size[1],
+        "annotations": annotations,
+    }
+
+
+@pytest.mark.parametrize(
+    "boxes, kinds",
+    [
+        ([(0, [0, 0, 50, 40])], []),
+        ([(0, [-1, -1, 51, 41])], []),  # a pixel beyond is rounding
+        ([(0, [-2, 0, 50, 40])], ["outside"]),
+        ([(0, [0, 0, 50, 42])], ["outside"]),
+        ([(0, [100, 100, 120, 120])], ["outside"]),
+        ([(0, [1, 1, 1, 9])], ["no-area"]),
+        ([(0, [9, 1, 1, 9])], ["no-area"]),
+        ([(0, [float("nan"), 1, 2, 9])], ["not-finite"]),
+        ([(0, [1, 1, 9, 9]), (1, [1, 1, 9, 9])], []),
+        ([(0, [1, 1, 9, 9]), (0, [1, 1, 9, 9])], ["duplicate-box"]),
+        ([], ["empty"]),
+    ],
+)
+def test_boxes(boxes, kinds):
+    assert [p.kind for p in check_boxes(record(*boxes))] == kinds
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory):
+    """A VOC folder with one defect of each kind, and one without any."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("good", "bad"):
+        shutil.copytree(ASSETS / "bccd", root / name)
+    good, bad = root / "good", root / "bad"
+    lists = [folder / "ImageSets" / "Main" / "all.txt" for folder in (good, bad)]
+    lists[0].write_text("BloodImage_00000\nBloodImage_00007\n")
+    pictures, notes = bad / "JPEGImages", bad / "Annotations"
+    source = (notes / "BloodImage_00007.xml").read_text()
+    pixels = cv2.imread(str(pictures / "BloodImage_00000.jpg"))
+
+    def add(name, text=source, shade=0):
+        (notes / f"{name}.xml").write_text(text)
+        cv2.imwrite(str(pictures / f"{name}.jpg"), pixels + shade)
+        return pictures / f"{name}.jpg"
+
+    add("twice", shade=1)
+    shutil.copy(pictures / "twice.jpg", pictures / "twice2.jpg")
+    (notes / "twice2.xml").write_text(source)
+    add("text", shade=2).write_bytes(b"text")
+    half = add("half", shade=3)
+    half.write_bytes(half.read_bytes()[:9000])
+    add("size", source.replace("<width>640<", "<width>700<"), shade=4)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(add("turned"), exif=exif)
+    add("none", "<annotation></annotation>", shade=5)
+    add("broken", source[:200], shade=6)
+    add("cat", source.replace("<name>RBC<", "<name>Cat<", 1), shade=7)
+    objects = source.split("<object>")
+    add("box", "<object>".join([*objects[:2], *objects[1:]]), shade=8)
+    box = "<name>RBC</name><bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>9</ymax>"
+    extra = [box.format(*x) + "</bndbox></object>" for x in ((5, 5), ("nan", 9), (5, 900))]
+    add("boxes", "<object>".join([objects[0], *extra, *objects[1:]]), shade=9)
+    names = "twice twice2 text half size turned none broken cat box boxes gone BloodImage_00000"
+    lists[1].write_text("\n".join(names.split()))
+    return root
+
+
+@pytest.fixture(scope="module")
+def reported(spoilt, tmp_path_factory):
+    """How the tool ends on both sets, on both with all kinds in order, on the good one alone, and
+    when it cannot write; and the first report."""
+    tmp_path = tmp_path_factory.mktemp("report")
+    good = voc_entry("good", CLASSES=CLASSES) | {"ROOT": "good"}
+    bad = voc_entry("bad", CLASSES=CLASSES) | {"ROOT": "bad"}
+    config = write_config(tmp_path, good, bad)
+    report = tmp_path / "report.json"
+    cases = [
+        ["--config-file", config, "--json", report, "--workers", 2],
+        ["--config-file", config, "--workers", 1, "--ignore", *KINDS],
+        ["--config-file", write_config(spoilt, good)],
+        ["--config-file", config, "--json", "/proc/x.json"],
+    ]
+    codes = exits(TOOL, *cases, DETECTRON2_DATASETS=spoilt)
+    return codes, json.loads(report.read_text())
+
+
+def test_exit_status(reported):
+    codes, _ = reported
+    assert codes[:3] == [1, 0, 0]
+    assert_error(codes[3], "--json: /proc/x.json")
+
+
+def test_every_planted_defect_is_found_and_no_other(reported):
+    _, content = reported
+    assert content["good"]["defects"] == []
+    found = sorted(
+        (d["kind"], d["file"].split("/")[-1].split(".")[0]) for d in content["bad"]["defects"]
+    )
+    assert found == [
+        ("bad-annotation", "broken"),
+        ("duplicate-box", "box"),
+        ("duplicate-picture", "BloodImage_00000"),  # the other split has it
+        ("duplicate-picture", "twice2"),
+        ("empty", "none"),
+        ("missing-picture", "gone"),
+        ("no-area", "boxes"),
+        ("not-finite", "boxes"),
+        ("outside", "boxes"),
+        ("rotated", "turned"),
+        ("truncated", "half"),
+        ("unknown-class", "cat"),
+        ("unreadable", "text"),
+        ("wrong-size", "size"),
+    ]
+    assert {kind for kind, _ in found} | {"unreadable"} == set(KINDS)
+
+
+def test_report_counts_classes_sizes_and_coverage(spoilt, reported):
+    facts = reported[1]["good"]
+    texts = [p.read_text() for p in (spoilt / "good" / "Annotations").glob("*_0000[07].xml")]
+    assert facts["pictures"] == 2
+    for row in facts["classes"]:
+        assert row["boxes"] == sum(t.count(f"<name>{row['class']}<") for t in texts)
+    assert facts["boxes"] == sum(row["boxes"] for row in facts["classes"])
+    assert facts["boxes"] == sum(row["boxes"] for row in facts["sizes"])
+    white = next(row for row in facts["classes"] if row["class"] == "WBC")
+    assert white["matched"] == 1  # they are as large as the anchors
+    assert facts["boxes per picture"]["largest"] == max(t.count("<object>") for t in texts)
