@@ -7,9 +7,9 @@ import argparse
 import sys
 
 from ...errors import InputError
+from . import data
 
-
-SUBJECTS = {}
+SUBJECTS = {"data": data}
 
 
 def main() -> None:
