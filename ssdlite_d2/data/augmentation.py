@@ -82,9 +82,8 @@ class RandomExpand(Augmentation):
         height, width = image.shape[:2]
         ratio = np.random.uniform(*self.ratio)
         left, top = (np.random.uniform(0, side * (ratio - 1)) for side in (width, height))
-        return ExpandTransform(
-            int(left), int(top), int(width * ratio), int(height * ratio), self.fill
-        )
+        canvas = int(width * ratio), int(height * ratio)
+        return ExpandTransform(int(left), int(top), *canvas, self.fill, width, height)
 
 
 class RandomIoUCrop(Augmentation):
@@ -195,8 +194,15 @@ class RandomScaleJitter(Augmentation):
         corner = (np.random.uniform(size=2) * (canvas - window + 1)).astype(int)
         return TransformList(
             [
-                ExpandTransform(*place[::-1].tolist(), *canvas[::-1].tolist(), self.fill),
-                CropTransform(*corner[::-1].tolist(), *window[::-1].tolist()),
+                ExpandTransform(
+                    *place[::-1].tolist(),
+                    *canvas[::-1].tolist(),
+                    self.fill,
+                    *sides[::-1].tolist(),
+                ),
+                CropTransform(
+                    *corner[::-1].tolist(), *window[::-1].tolist(), *canvas[::-1].tolist()
+                ),
             ]
         )
 

@@ -33,13 +33,12 @@ class SkippedPictures:
         with self.path.open("a") as file:
             file.write(reason.replace("\n", " ") + "\n")
 
-    def reasons(self) -> List[str]:
-        """One line for every picture that any process skipped."""
-        return sorted(set(self.path.read_text().splitlines())) if self.path.is_file() else []
 
-    def report(self) -> None:
-        """Log the list."""
-        reasons = self.reasons()
-        if reasons:
-            lines = "\n  ".join(reasons)
-            logger.warning(f"{len(reasons)} pictures were skipped ({self.path}):\n  {lines}")
+def report_skipped(output_dir: str) -> List[str]:
+    """Log the list of a run; returns one reason for every picture that any process skipped."""
+    path = Path(output_dir) / FILE
+    reasons = sorted(set(path.read_text().splitlines())) if path.is_file() else []
+    if reasons:
+        lines = "\n  ".join(reasons)
+        logger.warning(f"{len(reasons)} pictures were skipped ({path}):\n  {lines}")
+    return reasons

@@ -4,7 +4,7 @@ from typing import Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
-from detectron2.data.transforms import Transform
+from detectron2.data.transforms import CropTransform, Transform
 
 LEVELS = np.arange(256, dtype=np.float32)
 
@@ -93,13 +93,21 @@ class ExpandTransform(Transform):
     """
 
     def __init__(
-        self, left: int, top: int, width: int, height: int, fill: Sequence[float] = (0.0,) * 3
+        self,
+        left: int,
+        top: int,
+        width: int,
+        height: int,
+        fill: Sequence[float] = (0.0,) * 3,
+        orig_w: Optional[int] = None,
+        orig_h: Optional[int] = None,
     ):
         """
         Args:
             left, top: place of the picture on the canvas, pixels.
             width, height: of the canvas.
             fill: colour of the canvas, in the channels of the picture.
+            orig_w, orig_h: of the picture; for the inverse only.
         """
         super().__init__()
         self.left = left
@@ -107,6 +115,8 @@ class ExpandTransform(Transform):
         self.width = width
         self.height = height
         self.fill = fill
+        self.orig_w = orig_w
+        self.orig_h = orig_h
 
     def apply_image(self, img: np.ndarray, interp: Optional[str] = None) -> np.ndarray:
         return self._place(img, np.asarray(self.fill).round())
@@ -126,6 +136,12 @@ class ExpandTransform(Transform):
 
     def apply_box(self, box: np.ndarray) -> np.ndarray:
         return box + np.asarray((self.left, self.top) * 2, dtype=box.dtype)
+
+    def inverse(self) -> Transform:
+        if self.orig_w is None or self.orig_h is None:
+            raise NotImplementedError("orig_w and orig_h are needed for the inverse")
+        place = self.left, self.top, self.orig_w, self.orig_h
+        return CropTransform(*place, orig_w=self.width, orig_h=self.height)
 
 
 class ResizeTransform(Transform):

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import SSDCheckpointer
-from ..data import SSDDatasetMapper, build_train_loader
+from ..data import SSDDatasetMapper, build_train_loader, report_skipped
 from ..data.datasets import dataset_errors
 from ..errors import InputError
 from ..evaluation import VOCEvaluator
@@ -67,6 +67,11 @@ class SSDTrainer(DefaultTrainer):
         except InputError as error:
             # A bad file is the user's to mend: one line, not the traceback of the training loop.
             sys.exit(f"error: {error}")
+
+    def after_train(self) -> None:
+        super().after_train()
+        if self.cfg.INPUT.ON_BAD_IMAGE == "skip" and comm.is_main_process():
+            report_skipped(self.cfg.OUTPUT_DIR)
 
     @classmethod
     def build_checkpointer(cls, cfg: CfgNode, model: nn.Module, *args, **kwargs) -> SSDCheckpointer:

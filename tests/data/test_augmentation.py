@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 from conftest import bare_config
-from detectron2.data.transforms import AugInput, CropTransform, NoOpTransform
+from detectron2.data.transforms import AugInput, AugmentationList, CropTransform, NoOpTransform
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssdlite_d2.data import build_augmentation
 from ssdlite_d2.data.augmentation import (
@@ -16,6 +18,10 @@ from ssdlite_d2.data.augmentation import (
 from ssdlite_d2.data.transforms import ExpandTransform
 
 IMAGE = np.zeros((240, 320, 3), dtype=np.uint8)
+AUGMENTATIONS = [  # without colour, which has no inverse; with the canvas and crop, or the jitter
+    build_augmentation(bare_config(3, "INPUT.PHOTOMETRIC.ENABLED", False, *opts), is_train=True)
+    for opts in ([], ["INPUT.SCALE_JITTER.ENABLED", True])
+]
 BOXES = np.array([[30.0, 40, 130, 160], [200, 100, 300, 220], [150, 20, 190, 60]])
 
 
@@ -209,3 +215,15 @@ def test_configured_order():
         "Resize",
         "RandomFlip",
     ]
+
+
+@pytest.mark.parametrize("augmentations", AUGMENTATIONS, ids=["crop", "jitter"])
+@given(st.lists(st.tuples(*[st.floats(-500, 500)] * 4), min_size=1, max_size=4), st.integers(0, 99))
+def test_inverse_of_any_draw_returns_the_boxes(augmentations, boxes, seed):
+    np.random.seed(seed)
+    transforms = AugmentationList(augmentations)(AugInput(IMAGE, boxes=BOXES.copy()))
+    boxes = np.array([[*np.sort((a, c)), *np.sort((b, d))] for a, b, c, d in boxes])[
+        :, [0, 2, 1, 3]
+    ]
+    back = transforms.inverse().apply_box(transforms.apply_box(boxes))
+    assert np.allclose(back, boxes, atol=1e-6)

@@ -15,6 +15,7 @@ from ssdlite_d2.data import SSDDatasetMapper, build_train_loader, resolve_datase
 from ssdlite_d2.data.build import build_collator, build_train_mapper, load_train_records
 from ssdlite_d2.data.cache import PictureCache
 from ssdlite_d2.data.reader import read_picture
+from ssdlite_d2.data.skipped import report_skipped
 
 DRAWN = ["INPUT.SIZE", (128, 128), "SOLVER.IMS_PER_BATCH", 4, "SOLVER.REFERENCE_WORLD_SIZE", 0]
 
@@ -132,7 +133,7 @@ def test_bad_pictures_are_skipped_and_listed(bccd_copy, tmp_path):
     stream = iter(loader)
     names = {s["file_name"][-9:] for _ in range(6) for s in next(stream)}
     assert names == {"00338.jpg", "00343.jpg"}
-    reasons = sorted(set((tmp_path / "out" / "skipped_pictures.txt").read_text().splitlines()))
+    reasons = report_skipped(str(tmp_path / "out"))
     assert len(reasons) == 2
     assert "00000.jpg cannot be read" in reasons[0]
     assert "00007.jpg is 50 x 50, but annotated as 640 x 480" in reasons[1]

@@ -170,6 +170,18 @@ def test_picture_that_breaks_during_training_is_named(tmp_path, processes):
     assert "error: picture" in wrong.stderr and "cannot be read" in wrong.stderr
 
 
+def test_skipped_pictures_are_listed_at_the_end(tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(ASSETS / "bccd", root / "bccd")
+    (root / "bccd" / "JPEGImages" / "BloodImage_00000.jpg").write_bytes(b"no picture")
+    opts = [*TINY, "INPUT.ON_BAD_IMAGE", "skip", "SOLVER.MAX_ITER", 4]
+    done = train_net(config(tmp_path, test="one"), *opts, root=root)
+    # training goes on to the end; the evaluation, which must not leave pictures out, names it
+    assert "1 pictures were skipped" in (tmp_path / "out" / "log.txt").read_text()
+    assert done.returncode == 1 and "BloodImage_00000.jpg cannot be read" in done.stderr
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
 def test_import_changes_nothing_of_detectron2():
     """Every attribute of every module of Detectron2 is the object it was."""
     code = """
