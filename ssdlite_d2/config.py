@@ -131,6 +131,15 @@ def add_ssd_config(cfg: CN) -> None:
     # $DETECTRON2_DATASETS (default "datasets").
     _C.DATASETS.REGISTER = []
 
+    # An exponential moving average of the weights, kept in the checkpoints and evaluated beside
+    # them.
+    _C.MODEL.EMA = CN()
+    _C.MODEL.EMA.ENABLED = False
+    # Weight of the old average in each iteration; smaller in the first ones, (1 + n) / (10 + n).
+    _C.MODEL.EMA.DECAY = 0.999
+    # model_final.pth is the average. (model_<iteration>.pth has both; a run resumes from that.)
+    _C.MODEL.EMA.FINAL = True
+
 
 def get_config_file(name: str) -> str:
     """Path of a config that comes with the package, such as ``"ssdlite_mnv2.yaml"``.
