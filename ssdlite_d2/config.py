@@ -103,6 +103,8 @@ def add_ssd_config(cfg: CN) -> None:
     # Network input (height, width) in pixels. Pictures are stretched to it.
     _C.INPUT.SIZE = (320, 320)
 
+    # Detectron2's INPUT.RANDOM_FLIP ("none", "horizontal", "vertical") may also be "both".
+
     # Photometric distortion in training, each part with probability 1/2.
     _C.INPUT.PHOTOMETRIC = CN()
     _C.INPUT.PHOTOMETRIC.ENABLED = True

@@ -12,7 +12,16 @@ from detectron2.data.transforms import (
     Transform,
 )
 
+from ..errors import InputError
 from .transforms import ExpandTransform, PhotometricTransform, ResizeTransform
+
+# INPUT.RANDOM_FLIP: Detectron2's words, and "both": each way with probability 1/2.
+FLIPS = {
+    "none": (),
+    "horizontal": ("horizontal",),
+    "vertical": ("vertical",),
+    "both": ("horizontal", "vertical"),
+}
 
 
 class PhotometricDistortion(Augmentation):
@@ -196,7 +205,10 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> List[Augmentation]:
             RandomIoUCrop(crop.MIN_IOUS, crop.SCALE, crop.ASPECT_RATIO, crop.TRIALS)
         )
     augmentations.append(Resize(node.SIZE))
-    if node.RANDOM_FLIP != "none":
-        vertical = node.RANDOM_FLIP == "vertical"
-        augmentations.append(RandomFlip(horizontal=not vertical, vertical=vertical))
+    if node.RANDOM_FLIP not in FLIPS:
+        raise InputError(
+            f"INPUT.RANDOM_FLIP is '{node.RANDOM_FLIP}'; it is one of {', '.join(FLIPS)}"
+        )
+    for way in FLIPS[node.RANDOM_FLIP]:
+        augmentations.append(RandomFlip(**{"horizontal": False, "vertical": False, way: True}))
     return augmentations
