@@ -66,18 +66,21 @@ def coverage_table(
     Args:
         columns: name -> (M,) best IoU of the boxes.
     """
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+    classes = range(data.classes.max() + 1)
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", classes)
     sides = np.sqrt((data.boxes[:, 2:] - data.boxes[:, :2]).prod(axis=1))
-    groups = {"all": np.full(len(sides), True)}
-    groups.update({name: data.classes == i for i, name in enumerate(names)})
-    groups[f"small, side < {SMALL} px"] = sides < SMALL
-    groups[f"medium, < {LARGE} px"] = (sides >= SMALL) & (sides < LARGE)
-    groups["large"] = sides >= LARGE
+    groups = [
+        ("all", sides > 0),
+        *((name, data.classes == i) for i, name in zip(classes, names)),
+        (f"small, side < {SMALL} px", sides < SMALL),
+        (f"medium, < {LARGE} px", (sides >= SMALL) & (sides < LARGE)),
+        ("large", sides >= LARGE),
+    ]
     rows = [
         [name, of_group.sum()]
         + [f"{(iou[of_group] >= threshold).mean():.1%}" for iou in columns.values()]
         + [f"{iou[of_group].mean():.3f}" for iou in columns.values()]
-        for name, of_group in groups.items()
+        for name, of_group in groups
         if of_group.any()
     ]
     header = ["", "boxes", *(f"{what}\n{c}" for what in ("matched", "best IoU") for c in columns)]
@@ -94,6 +97,8 @@ def yaml_block(cfg: CfgNode, boxes: List[List[List[int]]]) -> str:
 
 def write_config(path: str, base: str, block: str) -> None:
     """Write a config that is ``base`` with the fitted boxes."""
+    if os.path.realpath(path) == os.path.realpath(base):
+        raise InputError(f"--output {path} is the --config-file; name another file")
     try:
         base = os.path.relpath(base, os.path.dirname(os.path.abspath(path)))
         with open(path, "w") as file:

@@ -89,4 +89,8 @@ def test_what_cannot_be_fitted_ends_in_one_line(config, tmp_path, tool):
     nowhere = tmp_path / "no" / "where.yaml"
     error = tool("--config-file", config, "--steps", 1, "--output", nowhere)
     assert_error(error, "where.yaml", "No such file")
+    text = config.read_text()
+    error = tool("--config-file", config, "--steps", 1, "--output", config)
+    assert_error(error, "--output", "mine.yaml")
+    assert config.read_text() == text
     assert_error(tool("--config-file", tmp_path / "missing.yaml"), "missing.yaml")
