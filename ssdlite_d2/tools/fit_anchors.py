@@ -25,7 +25,7 @@ from ..data.coverage import (
 from ..engine import finish_config
 from ..errors import InputError
 
-MOST_BOXES = 20000  # fitted to; coverage is reported of all
+MOST_BOXES = 20000  # of a larger data set, so many are drawn
 SMALL, LARGE = 32, 96  # sides in pixels: COCO's size groups, here of the network input
 
 
@@ -37,12 +37,10 @@ def fit_anchors(
     Args:
         balance: every class weighs the same, as in AP; otherwise every box.
     """
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(data.boxes))[:MOST_BOXES]
-    boxes, classes = data.boxes[chosen], data.classes[chosen]
-    weights = 1 / np.bincount(classes)[classes] if balance else np.ones(len(boxes))
+    per_class = np.bincount(data.classes)
+    weights = 1 / per_class[data.classes] if balance else np.ones(len(data.boxes))
     threshold = cfg.MODEL.SSD.IOU_THRESHOLD
-    shapes = fit_shapes(levels_of(cfg), boxes, weights, threshold, steps, seed)
+    shapes = fit_shapes(levels_of(cfg), data.boxes, weights, threshold, steps, seed)
     return [np.maximum(s.round(), 1).astype(int).tolist() for s in shapes]
 
 
@@ -119,13 +117,15 @@ def run(args: argparse.Namespace) -> None:
     data = training_boxes(cfg)
     if not len(data.boxes):
         raise InputError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no boxes to fit to")
+    total, data = len(data.boxes), data.sample(MOST_BOXES, args.seed)
     before = anchor_coverage(anchors_of(cfg), data.boxes)
     fitted = fit_anchors(cfg, data, not args.count_boxes, args.steps, args.seed)
     cfg.MODEL.ANCHOR_GENERATOR.BOXES = fitted
     after = anchor_coverage(anchors_of(cfg), data.boxes)
     threshold = cfg.MODEL.SSD.IOU_THRESHOLD
     print(f"{', '.join(cfg.DATASETS.TRAIN)} at {cfg.INPUT.SIZE[0]} x {cfg.INPUT.SIZE[1]} pixels:")
-    print(f"boxes that an anchor matches at IoU {threshold}, and best IoU\n")
+    drawn = f" ({MOST_BOXES:,} boxes drawn of {total:,})" if total > MOST_BOXES else ""
+    print(f"boxes that an anchor matches at IoU {threshold}, and best IoU{drawn}\n")
     print(coverage_table(cfg, data, {"before": before, "fitted": after}, threshold))
     block = yaml_block(cfg, fitted)
     print(f"\n{block}")
