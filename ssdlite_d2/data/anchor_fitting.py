@@ -133,7 +133,7 @@ def search(
     steps: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """(A, 2) shapes of no smaller ``fitness``; arguments as in ``shape_ious`` and ``fit_shapes``."""
+    """(A, 2) shapes of no smaller ``fitness``; arguments as in ``shape_ious``, ``fit_shapes``."""
     shapes = shapes.copy()
     ious = shape_ious(sizes, shapes, offsets)
     best = fitness(ious.max(axis=1), weights, threshold)
