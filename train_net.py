@@ -15,10 +15,7 @@ from ssdlite_d2.engine import SSDTrainer, run_main, setup
 def main(args):
     cfg = setup(args)
     if args.eval_only:
-        model = SSDTrainer.build_model(cfg)
-        checkpointer = SSDTrainer.build_checkpointer(cfg, model, cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = SSDTrainer.test(cfg, model)
+        results = SSDTrainer.evaluate_only(cfg, resume=args.resume)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

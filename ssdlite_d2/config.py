@@ -113,6 +113,8 @@ def add_ssd_config(cfg: CN) -> None:
     # ANCHOR_GENERATOR.STRIDES [] only. Costs accuracy at one size in networks this small.
     _C.INPUT.MULTI_SCALE = []
 
+    # Detectron2's INPUT.RANDOM_FLIP ("none", "horizontal", "vertical") may also be "both".
+
     # Photometric distortion in training, each part with this probability.
     _C.INPUT.PHOTOMETRIC = CN()
     _C.INPUT.PHOTOMETRIC.ENABLED = True
@@ -163,6 +165,15 @@ def add_ssd_config(cfg: CN) -> None:
     # OTHER_CLASSES, "error" or "drop" for objects of none of them. Classes of several training sets
     # are merged by name. Paths are relative to ROOT in $DETECTRON2_DATASETS (default "datasets").
     _C.DATASETS.REGISTER = []
+
+    # An exponential moving average of the weights, kept in the checkpoints and evaluated beside
+    # them.
+    _C.MODEL.EMA = CN()
+    _C.MODEL.EMA.ENABLED = False
+    # Weight of the old average in each iteration; smaller in the first ones, (1 + n) / (10 + n).
+    _C.MODEL.EMA.DECAY = 0.999
+    # model_final.pth is the average. (model_<iteration>.pth has both; a run resumes from that.)
+    _C.MODEL.EMA.FINAL = True
 
 
 def get_config_file(name: str) -> str:

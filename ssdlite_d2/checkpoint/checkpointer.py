@@ -1,7 +1,9 @@
 """Loading of weights that fit, or an error that says why they do not."""
 
+import os
 from typing import Any, Dict
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -39,6 +41,14 @@ class SSDCheckpointer(DetectionCheckpointer):
             return super().load(path, *args, **kwargs)
         except OSError as error:
             raise InputError(f"MODEL.WEIGHTS: {path}: {error}") from error
+
+    def export(self, name: str, model: nn.Module, **extra: Any) -> None:
+        """Save a model alone, in a file ``<name>.pth`` from which no run resumes."""
+        if self.save_dir and self.save_to_disk:
+            file = os.path.join(self.save_dir, f"{name}.pth")
+            self.logger.info(f"Saving weights to {file}")
+            with self.path_manager.open(file, "wb") as out:
+                torch.save({"model": model.state_dict(), **extra}, out)
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         try:

@@ -14,7 +14,16 @@ from detectron2.data.transforms import (
     TransformList,
 )
 
+from ..errors import InputError
 from .transforms import ExpandTransform, PhotometricTransform, ResizeTransform
+
+# INPUT.RANDOM_FLIP: Detectron2's words, and "both": each way with its own chance.
+FLIPS = {
+    "none": (),
+    "horizontal": ("horizontal",),
+    "vertical": ("vertical",),
+    "both": ("horizontal", "vertical"),
+}
 
 
 class PhotometricDistortion(Augmentation):
@@ -252,9 +261,13 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> List[Augmentation]:
             RandomIoUCrop(crop.MIN_IOUS, crop.SCALE, crop.ASPECT_RATIO, crop.TRIALS)
         )
     augmentations.append(Resize(node.SIZE))
-    if node.RANDOM_FLIP != "none":
-        vertical = node.RANDOM_FLIP == "vertical"
-        augmentations.append(RandomFlip(node.FLIP_PROB, horizontal=not vertical, vertical=vertical))
+    if node.RANDOM_FLIP not in FLIPS:
+        raise InputError(
+            f"INPUT.RANDOM_FLIP is '{node.RANDOM_FLIP}'; it is one of {', '.join(FLIPS)}"
+        )
+    for way in FLIPS[node.RANDOM_FLIP]:
+        ways = {"horizontal": False, "vertical": False, way: True}
+        augmentations.append(RandomFlip(node.FLIP_PROB, **ways))
     return augmentations
 
 

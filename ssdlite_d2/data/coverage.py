@@ -68,6 +68,11 @@ class TrainingBoxes(NamedTuple):
     boxes: np.ndarray  # (M, 4)
     classes: np.ndarray  # (M,) int64
 
+    def sample(self, most: int, seed: int = 0) -> "TrainingBoxes":
+        """At most so many of the boxes, drawn at random."""
+        chosen = np.random.default_rng(seed).permutation(len(self.boxes))[:most]
+        return TrainingBoxes(self.boxes[chosen], self.classes[chosen])
+
 
 def training_boxes(cfg: CfgNode) -> TrainingBoxes:
     """The boxes of DATASETS.TRAIN that have area and are no crowd, pictures stretched to the input.

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import weakref
+from typing import Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -11,7 +12,7 @@ from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
 )
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -29,6 +30,10 @@ from ..data import SSDDatasetMapper, build_train_loader, report_skipped
 from ..data.datasets import dataset_errors
 from ..errors import InputError
 from ..evaluation import VOCEvaluator
+from .ema import EMAHook, ModelEMA, merge_results
+from .hooks import PeriodicCheckpointer
+
+logger = logging.getLogger(__name__)
 
 
 class SSDTrainer(DefaultTrainer):
@@ -47,6 +52,7 @@ class SSDTrainer(DefaultTrainer):
             setup_logger()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        self.ema = ModelEMA(model, cfg.MODEL.EMA.DECAY) if cfg.MODEL.EMA.ENABLED else None
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = data_parallel(model)
@@ -54,12 +60,57 @@ class SSDTrainer(DefaultTrainer):
         self._trainer = trainer_class(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = self.build_checkpointer(
-            cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **self._averaged()
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def _averaged(self) -> Dict[str, ModelEMA]:
+        return {"ema": self.ema} if self.ema else {}
+
+    def build_hooks(self) -> List[HookBase]:
+        """The parent's, with the averaged weights updated, saved and evaluated."""
+        built = super().build_hooks()
+        if self.ema is None:
+            return built
+        final = self.ema.module if self.cfg.MODEL.EMA.FINAL else None
+        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+        for i, hook in enumerate(built):
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                built[i] = PeriodicCheckpointer(self.checkpointer, period, final)
+            elif isinstance(hook, hooks.EvalHook):
+                built[i] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)
+        return [built[0], EMAHook(self.ema, self.model), *built[1:]]
+
+    def evaluate(self) -> Dict:
+        """Results on DATASETS.TEST of the weights and of their average, as far as there is one."""
+        self._last_eval_results = self.test_averaged(self.cfg, self.model, self.ema)
+        return self._last_eval_results
+
+    @classmethod
+    def test_averaged(cls, cfg: CfgNode, model: nn.Module, ema: Optional[ModelEMA]) -> Dict:
+        """``test`` of a model and of its average, whose tasks are called ``<task>_EMA``."""
+        results = cls.test(cfg, model)
+        if ema is None:
+            return results
+        logger.info("Evaluating the moving average of the weights (EMA)")
+        return merge_results(results, cls.test(cfg, ema.module))
+
+    @classmethod
+    def evaluate_only(cls, cfg: CfgNode, resume: bool = False) -> Dict:
+        """Results of MODEL.WEIGHTS, or of the last checkpoint of OUTPUT_DIR, without training.
+
+        With MODEL.EMA.ENABLED also those of the average that the file has.
+        """
+        model = cls.build_model(cfg)
+        averaged = {"ema": ModelEMA(model)} if cfg.MODEL.EMA.ENABLED else {}
+        checkpointer = cls.build_checkpointer(cfg, model, cfg.OUTPUT_DIR, **averaged)
+        last = resume and checkpointer.has_checkpoint()
+        checkpointer.load(checkpointer.get_checkpoint_file() if last else cfg.MODEL.WEIGHTS)
+        ema = averaged.get("ema")
+        return cls.test_averaged(cfg, model, ema if ema and ema.n_averaged else None)
 
     def run_step(self) -> None:
         try:

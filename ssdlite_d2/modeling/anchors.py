@@ -126,15 +126,29 @@ class SSDAnchorGenerator(DefaultAnchorGenerator):
             ]
         return self._cache[key]
 
+    def cell_centers(
+        self, level: int, grid: Tuple[int, int], image_size: Tuple[int, int]
+    ) -> Tuple[Tensor, Tensor]:
+        """Where the cells of a feature map stand: x (Wi,) and y (Hi,) in pixels, float64.
+
+        Args:
+            grid: (Hi, Wi).
+            image_size: (H, W) of the network input.
+        """
+        if self.center_strides:
+            strides = [self.center_strides[level]] * 2
+        else:
+            strides = [side / n for side, n in zip(image_size, grid)]
+        y, x = (
+            (torch.arange(n, dtype=torch.float64) + self.offset) * stride
+            for n, stride in zip(grid, strides)
+        )
+        return x, y
+
     def _level_anchors(self, level: int, grid: Tuple[int, int], image_size: Tuple[int, int]):
         height, width = image_size
         cell = list(self.cell_anchors)[level].double()  # (A, 4)
-        if self.center_strides:
-            stride_y = stride_x = self.center_strides[level]
-        else:
-            stride_y, stride_x = height / grid[0], width / grid[1]
-        steps = [torch.arange(n, dtype=torch.float64, device=cell.device) for n in grid]
-        y, x = ((s + self.offset) * d for s, d in zip(steps, (stride_y, stride_x)))
+        x, y = (c.to(cell.device) for c in self.cell_centers(level, grid, image_size))
         y, x = torch.meshgrid(y, x, indexing="ij")
         centers = torch.stack((x, y), dim=-1).reshape(-1, 1, 2)  # (Hi * Wi, 1, 2)
         sizes = (cell[:, 2:] - cell[:, :2]).expand(len(centers), -1, 2)  # (Hi * Wi, A, 2)

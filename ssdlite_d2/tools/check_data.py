@@ -32,6 +32,7 @@ from ..data.datasets.annotations import Problem
 from ..engine import finish_config
 from ..errors import InputError
 
+SAMPLE = 20_000  # boxes of a set that are compared with the anchors, at most
 SIZES = ((0, 16), (16, 32), (32, 96), (96, 10**6))  # pixels of the network input
 
 
@@ -79,7 +80,9 @@ def describe(records: List[Dict], classes: List[str], cfg: CfgNode, anchors: np.
     per_picture = [len(b) for b in boxes]
     boxes = np.concatenate([np.zeros((0, 4)), *boxes])
     sizes = np.sqrt(np.prod((boxes[:, 2:] - boxes[:, :2]).clip(0), axis=1))
-    matched = anchor_coverage(anchors, boxes) >= cfg.MODEL.SSD.IOU_THRESHOLD
+    sampled = np.random.default_rng(0).permutation(len(boxes))[:SAMPLE]
+    matched = np.full(len(boxes), np.nan)  # where it was not looked at
+    matched[sampled] = anchor_coverage(anchors, boxes[sampled]) >= cfg.MODEL.SSD.IOU_THRESHOLD
     by_class = [
         {"class": name, "boxes": int(of.sum()), **_quantiles(sizes[of]), **_share(matched[of])}
         for name, of in ((name, ids == i) for i, name in enumerate(classes))
@@ -108,6 +111,7 @@ def _quantiles(values: np.ndarray) -> Dict[str, float]:
 
 def _share(matched: np.ndarray) -> Dict[str, float]:
     """Boxes that some anchor overlaps by the matching threshold; the others get one anchor each."""
+    matched = matched[np.isfinite(matched)]
     return {"matched": round(float(matched.mean()), 3) if len(matched) else None}
 
 

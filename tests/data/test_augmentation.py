@@ -1,10 +1,17 @@
 import numpy as np
 import pytest
 from conftest import bare_config
-from detectron2.data.transforms import AugInput, AugmentationList, CropTransform, NoOpTransform
+from detectron2.data.transforms import (
+    AugInput,
+    AugmentationList,
+    CropTransform,
+    NoOpTransform,
+    RandomFlip,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssdlite_d2 import InputError
 from ssdlite_d2.data import build_augmentation
 from ssdlite_d2.data.augmentation import (
     PhotometricDistortion,
@@ -215,6 +222,24 @@ def test_configured_order():
         "Resize",
         "RandomFlip",
     ]
+
+
+@pytest.mark.parametrize("word, ways", [("horizontal", 2), ("vertical", 2), ("both", 4)])
+def test_flips_are_drawn_in_every_way_named(word, ways):
+    cfg = bare_config(3, "INPUT.RANDOM_FLIP", word)
+    flips = AugmentationList([a for a in build_augmentation(cfg, True) if type(a) is RandomFlip])
+    np.random.seed(0)
+    seen = set()
+    for _ in range(40):
+        sample = AugInput(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+        flips(sample)
+        seen.add(sample.image.tobytes())
+    assert len(seen) == ways
+
+
+def test_an_unknown_flip_is_named():
+    with pytest.raises(InputError, match="INPUT.RANDOM_FLIP is 'sideways'.*both"):
+        build_augmentation(bare_config(3, "INPUT.RANDOM_FLIP", "sideways"), is_train=True)
 
 
 @pytest.mark.parametrize("augmentations", AUGMENTATIONS, ids=["crop", "jitter"])

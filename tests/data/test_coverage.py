@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES, bare_config, data_opts, voc_entry
 
-from ssdlite_d2.data.coverage import anchor_coverage, anchors_of, training_boxes
+from ssdlite_d2.data.coverage import TrainingBoxes, anchor_coverage, anchors_of, training_boxes
 from ssdlite_d2.engine import finish_config
 
 
@@ -42,3 +42,10 @@ def test_training_boxes_are_in_pixels_of_the_network_input(bccd):
     assert boxes == pytest.approx(whole.boxes / 2)  # the pictures are 640 wide and 480 high
     assert whole.boxes == pytest.approx(whole.boxes.round())
     assert (boxes[:, 2:] > boxes[:, :2]).all() and boxes.max() <= 320
+
+
+def test_a_sample_keeps_boxes_and_their_classes_together():
+    data = TrainingBoxes(np.repeat(np.arange(50.0)[:, None], 4, axis=1), np.arange(50))
+    few, all_of_them = data.sample(20), data.sample(100)
+    assert (few.boxes[:, 0] == few.classes).all() and len(set(few.classes)) == 20
+    assert sorted(all_of_them.classes) == list(range(50))
