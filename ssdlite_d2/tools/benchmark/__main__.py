@@ -7,9 +7,9 @@ import argparse
 import sys
 
 from ...errors import InputError
+from . import train
 
-
-SUBJECTS = {}
+SUBJECTS = {"train": train}
 
 
 def main() -> None:
