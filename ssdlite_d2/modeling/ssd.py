@@ -102,6 +102,8 @@ class SSD(DenseDetector):
         self.smooth_l1_beta = smooth_l1_beta
         self.cls_loss_weight = cls_loss_weight
         self.box_loss_weight = box_loss_weight
+        # Of the newest training batch: its positive anchors, and what its losses were divided by.
+        self.num_positives = self.loss_normalizer = None
 
         self.test_score_thresh = test_score_thresh
         self.test_nms_thresh = test_nms_thresh
@@ -174,9 +176,11 @@ class SSD(DenseDetector):
         """
         images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
-        stacked = torch.stack([self._resize(image) for image in images])
-        tensor = (stacked - self.pixel_mean) / self.pixel_std
-        return ImageList(tensor.contiguous(memory_format=torch.channels_last), sizes)
+        if any(size != self.input_size for size in sizes):
+            images = [self._resize(image) for image in images]
+        # to the layout of the network together with the type: one pass over small integers
+        stacked = torch.stack(images).to(torch.float32, memory_format=torch.channels_last)
+        return ImageList((stacked - self.pixel_mean) / self.pixel_std, sizes)
 
     def _resize(self, image: Tensor) -> Tensor:
         image = image.float()
@@ -216,7 +220,7 @@ class SSD(DenseDetector):
             (N, R) class of every anchor, K for background, and the (R, 4) ground-truth box of every
             anchor per image, which for background anchors has no meaning.
         """
-        labels, boxes = [], []
+        labels, boxes, best = [], [], []
         for instances in gt_instances:
             quality = pairwise_iou(instances.gt_boxes, anchors)  # (M, R)
             matches, positive = self.anchor_matcher(quality)
@@ -224,11 +228,26 @@ class SSD(DenseDetector):
                 classes = instances.gt_classes[matches]
                 classes[positive == 0] = self.num_classes
                 boxes.append(instances.gt_boxes.tensor[matches])
+                best.append(quality.amax(dim=1))
             else:
                 classes = torch.full_like(matches, self.num_classes)
                 boxes.append(anchors.tensor)
             labels.append(classes)
+        self._record_matches(best)
         return torch.stack(labels), boxes
+
+    def _record_matches(self, best: List[Tensor]) -> None:
+        """Put into the event storage how well anchors fit.
+
+        Args:
+            best: (M,) IoU of every box with its best anchor, per image that has boxes.
+        """
+        if best and has_event_storage():
+            iou = torch.cat(best)
+            covered = (iou >= self.anchor_matcher.thresholds[1]).float()
+            get_event_storage().put_scalars(
+                boxes_covered=float(covered.mean()), best_anchor_iou=float(iou.mean())
+            )
 
     def losses(
         self,
@@ -248,7 +267,8 @@ class SSD(DenseDetector):
             of positive anchors; finite, and with a gradient for every input, without any.
         """
         positive = labels != self.num_classes  # (N, R)
-        count = _count_over_job(positive)
+        self.num_positives = _mean_over_job(positive)
+        count = self.loss_normalizer = self.num_positives.clamp(min=1.0 / comm.get_world_size())
         if has_event_storage():
             get_event_storage().put_scalar("num_pos_anchors", float(count) / len(labels))
 
@@ -298,8 +318,8 @@ class SSD(DenseDetector):
         return detections[keep[: self.max_detections_per_image]]
 
 
-def _count_over_job(positive: Tensor) -> Tensor:
-    """Positive anchors of a batch, averaged over the processes; at least 1 in all of them together.
+def _mean_over_job(positive: Tensor) -> Tensor:
+    """Positive anchors of a process's batch, averaged over the processes.
 
     Divided by it, losses have, after the processes' gradients are averaged, the gradient of one
     process with the whole batch. (The reference counts per process.)
@@ -308,7 +328,7 @@ def _count_over_job(positive: Tensor) -> Tensor:
     world = comm.get_world_size()
     if world > 1:
         torch.distributed.all_reduce(count)
-    return count.clamp(min=1.0) / world
+    return count / world
 
 
 @META_ARCH_REGISTRY.register()
