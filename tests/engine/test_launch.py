@@ -93,14 +93,15 @@ def final_weights(folder):
 
 @pytest.mark.parametrize("name", ["two", "four"])
 def test_several_processes_equal_one_with_the_whole_batch(outputs, name):
-    """With SyncBN, after 5 steps: parameters within 1e-5 of the largest of their tensor.
+    """With SyncBN, after 5 steps: parameters within 1e-5 of the largest of their tensor, or of
+    0.01 where all are smaller: biases start at 0.
 
     (Of the variance, Detectron2's NaiveSyncBatchNorm tracks another estimate than BatchNorm2d.)
     """
     one, several = final_weights(outputs / "one"), final_weights(outputs / name)
     for key, value in one.items():
         if key.endswith(("weight", "bias")):
-            error = (value - several[key]).abs().max() / value.abs().max().clamp(min=1e-3)
+            error = (value - several[key]).abs().max() / value.abs().max().clamp(min=0.01)
             assert error < 1e-5, (key, float(error))
 
 
