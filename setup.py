@@ -24,12 +24,15 @@ setup(
     install_requires=[
         "fvcore",
         "iopath>=0.1.7,<0.1.10",
+        "matplotlib",
         "numpy",
         "opencv-python>=4.11",
         "pillow",
         "pycocotools",
-        "torch>=2.1",
-        "torchvision>=0.16",
+        "tabulate",
+        "torch>=2.4",  # fused optimizers on the CPU
+        "torchvision>=0.19",
         "tqdm",
     ],
+    extras_require={"eval": ["faster-coco-eval"]},
 )

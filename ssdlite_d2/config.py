@@ -44,6 +44,11 @@ def add_ssd_config(cfg: CN) -> None:
     # "conv": kernel, stride and padding of each.
     _C.MODEL.SSD.BACKBONE.EXTRA_CONVS = [[3, 2, 1], [3, 2, 1], [3, 1, 0], [3, 1, 0]]
 
+    # The first so many blocks of the trunk keep the weights they are loaded with, norms included.
+    _C.MODEL.SSD.BACKBONE.FREEZE_AT = 0
+    # All batch norms of the trunk keep their weights and statistics.
+    _C.MODEL.SSD.BACKBONE.FREEZE_NORM = False
+
     # SSDLite's predictors: a bias in the depthwise convolution, and a plain 1x1 convolution for the
     # last map, both as in the reference SSDLite.
     _C.MODEL.SSD.HEAD = CN()
@@ -166,6 +171,32 @@ def add_ssd_config(cfg: CN) -> None:
     # are merged by name. Paths are relative to ROOT in $DETECTRON2_DATASETS (default "datasets").
     _C.DATASETS.REGISTER = []
 
+    # "SGD" (with MOMENTUM and NESTEROV) or "AdamW" (with BETAS).
+    _C.SOLVER.OPTIMIZER = "SGD"
+    _C.SOLVER.BETAS = (0.9, 0.999)
+    # Learning rate of the trunk, as a factor of BASE_LR.
+    _C.SOLVER.TRUNK_LR_FACTOR = 1.0
+    # Weight decay of L2Norm's scales. None: WEIGHT_DECAY. (Detectron2 has WEIGHT_DECAY_NORM for
+    # batch norm and the like, and WEIGHT_DECAY_BIAS.)
+    _C.SOLVER.WEIGHT_DECAY_L2NORM = None
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE is, besides Detectron2's "value" and "norm" (of each tensor),
+    # "full_model": the norm of all gradients together.
+
+    # Parts that the batch of each process comes in, one forward and backward pass each, for memory.
+    # The gradients are those of the whole batch; batch norm sees the parts.
+    _C.SOLVER.ACCUMULATE_STEPS = 1
+    # Mixed precision, if SOLVER.AMP.ENABLED: "float16", "bfloat16" or "auto", which is float16 on
+    # CUDA and bfloat16 on the CPU.
+    _C.SOLVER.AMP.DTYPE = "auto"
+    # Batches with an infinite or undefined loss that may be left out before the run stops.
+    _C.SOLVER.MAX_SKIPPED_STEPS = 0
+
+    # The newest model_<iteration>.pth files that are kept; 0: all.
+    _C.SOLVER.KEEP_CHECKPOINTS = 0
+    # Save model_best.pth when this result grows, such as "bbox/AP" or "bbox_EMA/AP50"; of several
+    # data sets "<data set>/bbox/AP". "": never.
+    _C.SOLVER.BEST_METRIC = ""
+
     # An exponential moving average of the weights, kept in the checkpoints and evaluated beside
     # them.
     _C.MODEL.EMA = CN()
@@ -174,6 +205,11 @@ def add_ssd_config(cfg: CN) -> None:
     _C.MODEL.EMA.DECAY = 0.999
     # model_final.pth is the average. (model_<iteration>.pth has both; a run resumes from that.)
     _C.MODEL.EMA.FINAL = True
+
+    # Pictures that each process runs through the network at once in evaluation.
+    _C.TEST.IMS_PER_BATCH = 8
+    # Pictures of each test set that TensorBoard shows with predicted and true boxes.
+    _C.TEST.PREVIEW_IMAGES = 4
 
 
 def get_config_file(name: str) -> str:

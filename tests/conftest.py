@@ -17,6 +17,12 @@ ASSETS = ROOT / "tests" / "assets"
 CLASSES = ["RBC", "WBC", "Platelets"]
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
 @pytest.fixture
 def bccd(monkeypatch) -> Path:
     """The folder of four real pictures in VOC format, also set as the root of data sets."""

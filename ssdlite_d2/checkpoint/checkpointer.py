@@ -1,7 +1,10 @@
-"""Loading of weights that fit, or an error that says why they do not."""
+"""Checkpoints that are whole, and weights that fit, or an error that says why they do not."""
 
+import contextlib
 import os
-from typing import Any, Dict
+import re
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Dict, List
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -15,7 +18,8 @@ class SSDCheckpointer(DetectionCheckpointer):
     """A DetectionCheckpointer that knows classification trunks and refuses tensors that do not fit.
 
     A file with the names of a trunk (``features.*``) goes to the backbone. A tensor of another
-    shape is an error, where the parent leaves the model's random one in place with a warning.
+    shape is an error, where the parent leaves the model's random one in place with a warning. Files
+    appear under their names when they are complete.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, reinit_head=False, **kwargs: Any):
@@ -26,6 +30,7 @@ class SSDCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **kwargs)
         self.reinit_head = reinit_head
+        self._resumable = None
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         """
@@ -42,13 +47,80 @@ class SSDCheckpointer(DetectionCheckpointer):
         except OSError as error:
             raise InputError(f"MODEL.WEIGHTS: {path}: {error}") from error
 
-    def export(self, name: str, model: nn.Module, **extra: Any) -> None:
-        """Save a model alone, in a file ``<name>.pth`` from which no run resumes."""
-        if self.save_dir and self.save_to_disk:
-            file = os.path.join(self.save_dir, f"{name}.pth")
-            self.logger.info(f"Saving weights to {file}")
-            with self.path_manager.open(file, "wb") as out:
-                torch.save({"model": model.state_dict(), **extra}, out)
+    def save(self, name: str, **extra: Any) -> None:
+        """Save the model and everything a run resumes from as ``<name>.pth``, or nothing at all.
+
+        Raises:
+            InputError: the file cannot be written, or a weight is not finite. The checkpoints
+                written before are intact.
+        """
+        state = {key: thing.state_dict() for key, thing in self.checkpointables.items()}
+        if self.export(name, self.model, **state, **extra):
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def export(self, name: str, model: nn.Module, **extra: Any) -> bool:
+        """Save a model alone as ``<name>.pth``; no run resumes from it.
+
+        Returns:
+            bool: whether this process saves files.
+
+        Raises:
+            InputError: as ``save`` does.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return False
+        state = model.state_dict()
+        if not all(v.isfinite().all() for v in state.values() if v.is_floating_point()):
+            raise InputError(f"weights are not finite: {name}.pth is not written")
+        self.logger.info(f"Saving {name}.pth to {self.save_dir}")
+        write_atomically(
+            os.path.join(self.save_dir, f"{name}.pth"),
+            lambda out: torch.save({"model": state, **extra}, out),
+        )
+        return True
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        self._resumable = None
+        content = last_filename_basename.encode()
+        write_atomically(
+            os.path.join(self.save_dir, "last_checkpoint"), lambda out: out.write(content)
+        )
+
+    def has_checkpoint(self) -> bool:
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """The newest file in the folder that a run can resume from; "" when it never had one.
+
+        Files that are damaged are passed over with a warning.
+
+        Raises:
+            InputError: all of them are damaged.
+        """
+        if self._resumable is None:
+            self._resumable = self._find_resumable()
+        return self._resumable
+
+    def _find_resumable(self) -> str:
+        folder, tag = Path(self.save_dir), Path(self.save_dir, "last_checkpoint")
+        numbered = numbered_checkpoints(folder)[::-1]
+        tagged = tag.read_text(errors="replace").strip() if tag.is_file() else ""
+        last = [folder / tagged] if re.fullmatch(r"[\w.-]+\.pth", tagged) else []
+        candidates = [*last, *(file for file in numbered if file not in last)]
+        for file in candidates:
+            try:
+                if "trainer" in torch.load(file, map_location="cpu"):
+                    return str(file)
+                reason = "has no state of a run"
+            except Exception as error:  # unpickling raises nearly every kind
+                reason = f"is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})"
+            self.logger.warning(f"Not resuming from {file}: it {reason}; looking for one before it")
+        if candidates:
+            raise InputError(
+                f"OUTPUT_DIR {folder}: none of {len(candidates)} checkpoints can be resumed from; "
+                "leave --resume out to start anew"
+            )
+        return ""
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         try:
@@ -81,11 +153,12 @@ class SSDCheckpointer(DetectionCheckpointer):
                     f"another shape, {name} {there} where the model has {here}"
                 )
                 return incompatible._replace(incorrect_shapes=[])
-            raise InputError(
-                f"MODEL.WEIGHTS: {self._path} is for {self._classes(there)} classes, the model has "
-                f"{self._classes(here)} ({name} is {there} and {here}); set "
-                "MODEL.SSD.REINIT_HEAD_ON_MISMATCH True to train new predictors"
-            )
+            if name.startswith("head.cls_score") and there[1] == here[1] > 1:  # no depthwise
+                raise InputError(
+                    f"MODEL.WEIGHTS: {self._path} is for {self._classes(there)} classes, the model "
+                    f"has {self._classes(here)} ({name} is {there} and {here}); set "
+                    "MODEL.SSD.REINIT_HEAD_ON_MISMATCH True to train new predictors"
+                )
         raise InputError(
             f"MODEL.WEIGHTS: {self._path} is of another model: {name} is {there} there and {here} "
             "here"
@@ -97,6 +170,42 @@ class SSDCheckpointer(DetectionCheckpointer):
         anchors = model.anchor_generator.num_anchors[0]
         background = model.num_scores - model.num_classes
         return str(shape[0] / anchors - background).removesuffix(".0")
+
+
+def numbered_checkpoints(folder: str) -> List[Path]:
+    """The files ``model_<iteration>.pth`` of a folder, oldest first."""
+    return sorted(
+        Path(folder).glob("model_[0-9]*.pth"), key=lambda file: (file.stat().st_mtime_ns, file)
+    )
+
+
+def write_atomically(file: str, write: Callable[[BinaryIO], Any]) -> None:
+    """Let ``write`` fill a file beside the named one, and rename it when it is on the disk.
+
+    Raises:
+        InputError: it cannot be written; the file of that name, if any, is as it was.
+    """
+    temporary = f"{file}.tmp"
+    try:
+        with open(temporary, "wb") as out:
+            write(out)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, file)
+    except (OSError, RuntimeError) as error:  # the latter is what torch.save makes of the former
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        reason = getattr(error, "strerror", None) or _cause(error)
+        raise InputError(
+            f"{file} cannot be written: {reason}; the checkpoints written before are intact"
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """What the system said, below an error that does not repeat it."""
+    while error.__context__ is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]
 
 
 def trunk_to_backbone(state: Dict[str, Tensor]) -> Dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """An exponential moving average of the weights."""
 
-from typing import Dict, List
+from typing import List
 
 import torch
 from detectron2.engine import HookBase
@@ -59,14 +59,3 @@ class EMAHook(HookBase):
 
     def after_step(self) -> None:
         self._ema.update_parameters(self._model)
-
-
-def merge_results(results: Dict, averaged: Dict) -> Dict:
-    """Evaluation results with those of the averaged weights beside them, as ``<task>_EMA``.
-
-    Args:
-        results, averaged: task -> metrics, or data set -> task -> metrics.
-    """
-    if any(isinstance(value, dict) for task in results.values() for value in task.values()):
-        return {name: merge_results(results[name], averaged[name]) for name in results}
-    return {**results, **{f"{task}_EMA": metrics for task, metrics in averaged.items()}}

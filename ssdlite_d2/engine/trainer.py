@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import weakref
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -12,77 +12,122 @@ from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
 )
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, hooks
+from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-    LVISEvaluator,
-)
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, LVISEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from ..checkpoint import SSDCheckpointer
 from ..data import SSDDatasetMapper, build_train_loader, report_skipped
 from ..data.datasets import dataset_errors
+from ..data.samplers import resumable_loader
 from ..errors import InputError
-from ..evaluation import VOCEvaluator
-from .ema import EMAHook, ModelEMA, merge_results
-from .hooks import PeriodicCheckpointer
+from ..evaluation import BoxEvaluator, VOCEvaluator, merge_results, report_results
+from .ema import EMAHook, ModelEMA
+from .guards import NonFiniteGuard, StopSignal, WorkerDied, failures_reported
+from .hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN, StopHook, checkpoint_name
+from .memory import keep_freed_memory
+from .solver import amp_dtype, build_optimizer, check_optimizer_state
+from .train_loop import TrainLoop
+from .visuals import PlotHook, PreviewHook
 
 logger = logging.getLogger(__name__)
 
 
 class SSDTrainer(DefaultTrainer):
-    """DefaultTrainer with SSD's mapper, evaluators and checkpointer, on CPU processes too."""
+    """DefaultTrainer with SSD's data, solver, evaluators and checkpoints, on CPU processes too.
+
+    A run that was stopped, at whatever moment, and resumed is the run that was not.
+    """
 
     def __init__(self, cfg: CfgNode):
-        """As the parent's, whose data-parallel wrapper works on GPUs only.
+        """As the parent's, whose data-parallel wrapper and mixed precision work on GPUs only.
 
         Raises:
             InputError: the config asks for what this machine cannot do.
         """
         TrainerBase.__init__(self)
-        if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
-            raise InputError("SOLVER.AMP.ENABLED needs CUDA; set it to False on this machine")
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        keep_freed_memory(cfg)
         model = self.build_model(cfg)
         self.ema = ModelEMA(model, cfg.MODEL.EMA.DECAY) if cfg.MODEL.EMA.ENABLED else None
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = data_parallel(model)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, data_loader, optimizer)
+        self._trainer = TrainLoop(
+            model,
+            data_loader,
+            optimizer,
+            guard=NonFiniteGuard(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_SKIPPED_STEPS),
+            accumulate=cfg.SOLVER.ACCUMULATE_STEPS,
+            amp_dtype=amp_dtype(cfg),
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        averaged = {"ema": self.ema} if self.ema else {}
         self.checkpointer = self.build_checkpointer(
-            cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **self._averaged()
+            cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **averaged
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.stop = StopSignal()
         self.register_hooks(self.build_hooks())
 
-    def _averaged(self) -> Dict[str, ModelEMA]:
-        return {"ema": self.ema} if self.ema else {}
-
     def build_hooks(self) -> List[HookBase]:
-        """The parent's, with the averaged weights updated, saved and evaluated."""
-        built = super().build_hooks()
-        if self.ema is None:
-            return built
-        final = self.ema.module if self.cfg.MODEL.EMA.FINAL else None
-        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
-        for i, hook in enumerate(built):
-            if isinstance(hook, hooks.PeriodicCheckpointer):
-                built[i] = PeriodicCheckpointer(self.checkpointer, period, final)
-            elif isinstance(hook, hooks.EvalHook):
-                built[i] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)
-        return [built[0], EMAHook(self.ema, self.model), *built[1:]]
+        """The parent's in its order, those of ``hooks.py`` in their place."""
+        cfg, main = self.cfg, comm.is_main_process()
+        solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
+        ema = self.ema
+        checkpoints = PeriodicCheckpointer(
+            self.checkpointer,
+            solver.CHECKPOINT_PERIOD,
+            solver.KEEP_CHECKPOINTS,
+            ema.module if ema and cfg.MODEL.EMA.FINAL else None,
+        )
+        built = [hooks.IterationTimer(), EMAHook(ema, self.model) if ema else None]
+        built += [hooks.LRScheduler(), self._precise_bn()]
+        built += [checkpoints if main else None, StopHook(self.stop, self._save_and_exit)]
+        built += [hooks.EvalHook(period, self.evaluate)]
+        return built + (self._main_hooks() if main else [])
+
+    def _main_hooks(self) -> List[HookBase]:
+        """What only the main process does, after evaluation."""
+        cfg, metric = self.cfg, self.cfg.SOLVER.BEST_METRIC
+        raw = getattr(self.model, "module", self.model)
+        average = self.ema.module if self.ema else raw
+        built = []
+        if metric:
+            best = average if "_EMA/" in metric else raw
+            built.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, self.checkpointer, metric, best))
+        if cfg.TEST.PREVIEW_IMAGES and cfg.DATASETS.TEST:
+            built.append(
+                PreviewHook(
+                    cfg.TEST.EVAL_PERIOD,
+                    average,
+                    cfg.DATASETS.TEST,
+                    cfg.TEST.PREVIEW_IMAGES,
+                    cfg.INPUT.FORMAT,
+                )
+            )
+        writers = hooks.PeriodicWriter(self.build_writers(), period=20)
+        return [*built, writers, PlotHook(cfg.OUTPUT_DIR)]
+
+    def _precise_bn(self) -> Optional[HookBase]:
+        node = self.cfg.TEST.PRECISE_BN
+        if not (node.ENABLED and get_bn_modules(self.model)):
+            return None
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0  # as the parent
+        loader = self.build_train_loader(cfg)
+        return PreciseBN(self.cfg.TEST.EVAL_PERIOD, self.model, loader, node.NUM_ITER)
 
     def evaluate(self) -> Dict:
         """Results on DATASETS.TEST of the weights and of their average, as far as there is one."""
@@ -93,10 +138,13 @@ class SSDTrainer(DefaultTrainer):
     def test_averaged(cls, cfg: CfgNode, model: nn.Module, ema: Optional[ModelEMA]) -> Dict:
         """``test`` of a model and of its average, whose tasks are called ``<task>_EMA``."""
         results = cls.test(cfg, model)
-        if ema is None:
-            return results
-        logger.info("Evaluating the moving average of the weights (EMA)")
-        return merge_results(results, cls.test(cfg, ema.module))
+        if ema is not None:
+            logger.info("Evaluating the moving average of the weights (EMA)")
+            results = merge_results(results, cls.test(cfg, ema.module))
+        if comm.is_main_process() and results:
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+            report_results(results, cfg.DATASETS.TEST, folder)
+        return results
 
     @classmethod
     def evaluate_only(cls, cfg: CfgNode, resume: bool = False) -> Dict:
@@ -112,17 +160,70 @@ class SSDTrainer(DefaultTrainer):
         ema = averaged.get("ema")
         return cls.test_averaged(cfg, model, ema if ema and ema.n_averaged else None)
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As the parent's.
+
+        Raises:
+            InputError: the processes do not see the same checkpoint.
+        """
+        super().resume_or_load(resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise InputError(
+                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} is not the same folder in all processes: they "
+                f"would resume at iterations {sorted(set(starts))}"
+            )
+
+    def train(self):
+        with self.stop.listening():
+            return super().train()
+
     def run_step(self) -> None:
-        try:
-            super().run_step()
-        except InputError as error:
-            # A bad file is the user's to mend: one line, not the traceback of the training loop.
-            sys.exit(f"error: {error}")
+        with failures_reported(self.cfg.OUTPUT_DIR):
+            try:
+                super().run_step()
+            except WorkerDied:
+                if not self.stop.received:
+                    raise
+                self._save_and_exit(self.iter - 1)  # SIGTERM went to the workers as well
+
+    def _save_and_exit(self, iteration: int) -> None:
+        """End after an iteration as if it were the last that time allowed."""
+        if iteration >= self.start_iter and comm.is_main_process():
+            self.iter = iteration
+            self.checkpointer.save(checkpoint_name(iteration), iteration=iteration)
+        logger.info(f"SIGTERM: stopped after iteration {iteration}; --resume goes on from there")
+        sys.exit(0)
+
+    def after_step(self) -> None:
+        with failures_reported(self.cfg.OUTPUT_DIR):
+            super().after_step()
 
     def after_train(self) -> None:
-        super().after_train()
+        with failures_reported(self.cfg.OUTPUT_DIR):
+            super().after_train()
         if self.cfg.INPUT.ON_BAD_IMAGE == "skip" and comm.is_main_process():
             report_skipped(self.cfg.OUTPUT_DIR)
+
+    def state_dict(self) -> Dict[str, Any]:
+        stream = self.data_loader.dataset
+        taken = (self.iter + 1 - self.start_iter) * self.cfg.SOLVER.IMS_PER_BATCH
+        position = {"seed": stream.seed, "position": stream.position + taken}
+        return {**super().state_dict(), "stream": position}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """
+        Raises:
+            InputError: the optimizer's state is of another solver or of other trainable parameters.
+        """
+        check_optimizer_state(self.optimizer, state["_trainer"]["optimizer"])
+        super().load_state_dict(state)
+        stream, saved = self.data_loader.dataset, state["stream"]
+        stream.seed, stream.position = saved["seed"], saved["position"]
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_checkpointer(cls, cfg: CfgNode, model: nn.Module, *args, **kwargs) -> SSDCheckpointer:
@@ -130,14 +231,22 @@ class SSDTrainer(DefaultTrainer):
         return SSDCheckpointer(model, *args, reinit_head=reinit, **kwargs)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
-        return build_train_loader(cfg)
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        """Detectron2's loader for the config; its ``dataset`` is a TrainingStream.
+
+        Pictures are not grouped by aspect ratio: all get the same size.
+        """
+        loader = build_train_loader(cfg, aspect_ratio_grouping=False, num_workers=0)
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        return resumable_loader(loader, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS, seed)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         mapper = SSDDatasetMapper(cfg, is_train=False)
         with dataset_errors((dataset_name,)):
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            return build_detection_test_loader(
+                cfg, dataset_name, mapper=mapper, batch_size=cfg.TEST.IMS_PER_BATCH
+            )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -148,9 +257,7 @@ class SSDTrainer(DefaultTrainer):
             with dataset_errors((dataset_name,)):
                 return LVISEvaluator(dataset_name, ("bbox",), output_dir=folder)
         with dataset_errors((dataset_name,)):
-            coco = COCOEvaluator(
-                dataset_name, ("bbox",), output_dir=folder, allow_cached_coco=False
-            )
+            coco = BoxEvaluator(dataset_name, folder)
         if kind != "pascal_voc":
             return coco
         return DatasetEvaluators([coco, VOCEvaluator(dataset_name)])
@@ -163,6 +270,6 @@ def data_parallel(model: nn.Module) -> nn.Module:
     on_gpu = next(model.parameters()).is_cuda
     return DistributedDataParallel(
         model,
-        device_ids=[comm.get_local_rank()] if on_gpu else None,
+        device_ids=[torch.cuda.current_device()] if on_gpu else None,
         broadcast_buffers=False,
     )

@@ -105,6 +105,8 @@ class SSD(DenseDetector):
         self.smooth_l1_beta = smooth_l1_beta
         self.cls_loss_weight = cls_loss_weight
         self.box_loss_weight = box_loss_weight
+        # Of the newest training batch: its positive anchors, and what its losses were divided by.
+        self.num_positives = self.loss_normalizer = None
 
         self.test_score_thresh = test_score_thresh
         self.test_nms_thresh = test_nms_thresh
@@ -184,9 +186,11 @@ class SSD(DenseDetector):
         images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
         size = sizes[0] if self.training and self.multi_scale else self.input_size
-        stacked = torch.stack([self._resize(image, size) for image in images])
-        tensor = (stacked - self.pixel_mean) / self.pixel_std
-        return ImageList(tensor.contiguous(memory_format=torch.channels_last), sizes)
+        if any(each != size for each in sizes):
+            images = [self._resize(image, size) for image in images]
+        # to the layout of the network together with the type: one pass over small integers
+        stacked = torch.stack(images).to(torch.float32, memory_format=torch.channels_last)
+        return ImageList((stacked - self.pixel_mean) / self.pixel_std, sizes)
 
     def _resize(self, image: Tensor, size: Optional[Tuple[int, int]] = None) -> Tensor:
         """(3, h, w) of any type to (3, H, W) float, bilinear without antialias."""
@@ -229,7 +233,7 @@ class SSD(DenseDetector):
             or more in a region to ignore, and the (R, 4) ground-truth box of every anchor per
             image, which has no meaning for anchors that are not positive.
         """
-        labels, boxes = [], []
+        labels, boxes, best = [], [], []
         for instances in gt_instances:
             is_region = instances.gt_classes < 0
             regions, instances = instances.gt_boxes[is_region], instances[~is_region]
@@ -239,6 +243,7 @@ class SSD(DenseDetector):
                 classes = instances.gt_classes[matches]
                 classes[positive == 0] = self.num_classes
                 boxes.append(instances.gt_boxes.tensor[matches])
+                best.append(quality.amax(dim=1))
             else:
                 classes = torch.full_like(matches, self.num_classes)
                 boxes.append(anchors.tensor)
@@ -246,7 +251,21 @@ class SSD(DenseDetector):
                 inside = (pairwise_ioa(regions, anchors) >= 0.5).any(dim=0)
                 classes[inside & (classes == self.num_classes)] = -1
             labels.append(classes)
+        self._record_matches(best)
         return torch.stack(labels), boxes
+
+    def _record_matches(self, best: List[Tensor]) -> None:
+        """Put into the event storage how well anchors fit.
+
+        Args:
+            best: (M,) IoU of every box with its best anchor, per image that has boxes.
+        """
+        if best and has_event_storage():
+            iou = torch.cat(best)
+            covered = (iou >= self.anchor_matcher.thresholds[1]).float()
+            get_event_storage().put_scalars(
+                boxes_covered=float(covered.mean()), best_anchor_iou=float(iou.mean())
+            )
 
     def losses(
         self,
@@ -266,7 +285,8 @@ class SSD(DenseDetector):
             of positive anchors; finite, and with a gradient for every input, without any.
         """
         positive = (labels >= 0) & (labels != self.num_classes)  # (N, R)
-        count = _count_over_job(positive)
+        self.num_positives = _mean_over_job(positive)
+        count = self.loss_normalizer = self.num_positives.clamp(min=1.0 / comm.get_world_size())
         if has_event_storage():
             get_event_storage().put_scalar("num_pos_anchors", float(count) / len(labels))
 
@@ -316,8 +336,8 @@ class SSD(DenseDetector):
         return detections[keep[: self.max_detections_per_image]]
 
 
-def _count_over_job(positive: Tensor) -> Tensor:
-    """Positive anchors of a batch, averaged over the processes; at least 1 in all of them together.
+def _mean_over_job(positive: Tensor) -> Tensor:
+    """Positive anchors of a process's batch, averaged over the processes.
 
     Divided by it, losses have, after the processes' gradients are averaged, the gradient of one
     process with the whole batch. (The reference counts per process.)
@@ -326,7 +346,7 @@ def _count_over_job(positive: Tensor) -> Tensor:
     world = comm.get_world_size()
     if world > 1:
         torch.distributed.all_reduce(count)
-    return count.clamp(min=1.0) / world
+    return count / world
 
 
 @META_ARCH_REGISTRY.register()

@@ -5,11 +5,9 @@ python -m ssdlite_d2.tools.visualize_results --config-file configs/ssdlite_mnv2_
 """
 
 import argparse
-import copy
 import logging
 import sys
 from pathlib import Path
-from typing import Dict
 
 import cv2
 import numpy as np
@@ -17,14 +15,12 @@ import tqdm
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.visualizer import Visualizer
 
 from ..config import load_config
 from ..data.datasets import dataset_errors
 from ..engine import build_predictor, finish_config
+from ..engine.visuals import side_by_side
 from ..errors import InputError
-
-SMALLEST_SIDE = 480  # pixels; smaller pictures are enlarged, for the labels to be legible
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -41,15 +37,6 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
-
-
-def side_by_side(image: np.ndarray, instances, record: Dict, metadata) -> np.ndarray:
-    """A BGR picture twice: with detections, and with the boxes of its dataset dict."""
-    scale = max(1.0, SMALLEST_SIDE / min(image.shape[:2]))
-    rgb = np.ascontiguousarray(image[:, :, ::-1])
-    found = Visualizer(rgb, metadata, scale=scale).draw_instance_predictions(instances)
-    true = Visualizer(rgb, metadata, scale=scale).draw_dataset_dict(copy.deepcopy(record))
-    return np.hstack((found.get_image(), true.get_image()))[:, :, ::-1]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -71,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
     for record in tqdm.tqdm([records[i] for i in chosen]):
         image = read_image(record["file_name"], format="BGR")
         instances = predictor(image)["instances"].to("cpu")
-        drawn = side_by_side(image, instances, record, MetadataCatalog.get(name))
+        drawn = side_by_side(image[:, :, ::-1], instances, record, MetadataCatalog.get(name))
         paths.append(output / f"{Path(record['file_name']).stem}.jpg")
-        if not cv2.imwrite(str(paths[-1]), drawn):
+        if not cv2.imwrite(str(paths[-1]), drawn[:, :, ::-1]):
             raise InputError(f"--output: cannot write {paths[-1]}")
     print(f"Detections (left) and true boxes (right), {len(paths)} pictures of '{name}':")
     print("\n".join(f"  {path}" for path in paths))

@@ -66,3 +66,82 @@ def test_weights_of_other_names_are_refused(saved, tmp_path):
     torch.save({"model": state}, tmp_path / "foreign.pth")
     with pytest.raises(InputError, match="such as box_head.*convert_checkpoint"):
         SSDCheckpointer(model).load(str(tmp_path / "foreign.pth"))
+
+
+class Counter:
+    """The state of a run."""
+
+    def __init__(self):
+        self.value = 0
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A folder with three checkpoints, and what makes a checkpointer on it."""
+
+    def checkpointer():
+        run = Counter()
+        return SSDCheckpointer(make_model(3), str(tmp_path), trainer=run), run
+
+    saver, run = checkpointer()
+    for run.value in (1, 2, 3):
+        saver.save(f"model_{run.value:07d}", iteration=run.value)
+    return tmp_path, checkpointer
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "absent"])
+def test_newest_whole_checkpoint_is_resumed_from(run_folder, damage, caplog):
+    folder, checkpointer = run_folder
+    last = folder / "model_0000003.pth"
+    content = last.read_bytes()
+    if damage == "absent":
+        last.unlink()
+    else:
+        half = content[: len(content) // 2]
+        last.write_bytes({"truncated": half, "empty": b"", "garbage": b"x" * 1000}[damage])
+    resumed, run = checkpointer()
+    with caplog.at_level(logging.WARNING):
+        resumed.resume_or_load("", resume=True)
+    assert run.value == 2
+    assert f"Not resuming from {last}" in caplog.text
+
+
+@pytest.mark.parametrize("tag", ["", "\0\0\0", "gone.pth"])
+def test_broken_tag_is_not_followed(run_folder, tag):
+    folder, checkpointer = run_folder
+    (folder / "last_checkpoint").write_text(tag)
+    resumed, run = checkpointer()
+    resumed.resume_or_load("", resume=True)
+    assert run.value == 3
+
+
+def test_only_damaged_checkpoints_are_an_error(run_folder):
+    folder, checkpointer = run_folder
+    for file in folder.glob("*.pth"):
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="none of 3 checkpoints can be resumed from"):
+        checkpointer()[0].resume_or_load("", resume=True)
+
+
+def test_weights_that_are_not_finite_are_not_saved(run_folder):
+    folder, checkpointer = run_folder
+    saver, _ = checkpointer()
+    next(saver.model.parameters()).data[0] = float("nan")
+    with pytest.raises(InputError, match="not finite"):
+        saver.save("model_0000004")
+    assert (folder / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_folder_that_vanishes_is_named(run_folder):
+    folder, checkpointer = run_folder
+    saver, _ = checkpointer()
+    saver.save_dir = str(folder / "gone")
+    with pytest.raises(InputError, match="model_0000004.pth cannot be written: No such file"):
+        saver.save("model_0000004")

@@ -1,10 +1,9 @@
 """The moving average of the weights."""
 
-import pytest
 import torch
 from torch import nn
 
-from ssdlite_d2.engine.ema import ModelEMA, merge_results
+from ssdlite_d2.engine.ema import ModelEMA
 
 
 def small_model():
@@ -62,9 +61,3 @@ def test_average_goes_on_after_a_round_trip():
         ema.update_parameters(model)
     for name, value in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value)
-
-
-@pytest.mark.parametrize("wrap", [lambda r: r, lambda r: {"one": r, "two": r}])
-def test_results_of_the_average_get_their_own_task(wrap):
-    merged = merge_results(wrap({"bbox": {"AP": 1.0}}), wrap({"bbox": {"AP": 2.0}}))
-    assert merged == wrap({"bbox": {"AP": 1.0}, "bbox_EMA": {"AP": 2.0}})

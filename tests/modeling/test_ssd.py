@@ -4,10 +4,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import bare_config, make_input, make_model
+from conftest import bare_config, make_input, make_instances, make_model
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ssdlite_d2 import InputError
@@ -209,3 +210,15 @@ def test_batches_of_regions_to_ignore_train(name, loss):
     losses = step(model, batch)
     assert all(math.isfinite(value) for value in losses.values())
     assert losses["loss_box_reg"] > 0
+
+
+def test_match_statistics_tell_how_anchors_fit():
+    """One box is an anchor itself; another covers 0.4 of its best anchor."""
+    model = make_model(3)
+    anchors = Boxes(torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]))
+    instances = make_instances([[0, 0, 10, 10], [50, 50, 54, 60]], [0, 1])
+    with EventStorage() as storage:
+        model.label_anchors(anchors, [instances, make_instances([], [])])
+        latest = {name: value for name, (value, _) in storage.latest().items()}
+    assert latest["best_anchor_iou"] == pytest.approx(0.7)
+    assert latest["boxes_covered"] == pytest.approx(0.5)

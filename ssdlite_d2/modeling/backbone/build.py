@@ -3,6 +3,7 @@
 from typing import Sequence
 
 from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from ...errors import InputError
@@ -38,4 +39,22 @@ def build_ssd_backbone(cfg: CfgNode, features: nn.Sequential, taps: Sequence[Tap
         pad_same(features)
         if node.EXTRA_BLOCK != "conv":  # whose padding EXTRA_CONVS says
             pad_same(extras)
+    freeze(features, node.FREEZE_AT, node.FREEZE_NORM)
     return SSDBackbone(features, taps, extras, node.EXTRA_CHANNELS)
+
+
+def freeze(features: nn.Sequential, blocks: int, norms: bool) -> None:
+    """Keep the first blocks of a trunk, and all its batch norms if wanted, as they are loaded.
+
+    Raises:
+        InputError: the trunk has not so many blocks.
+    """
+    if not 0 <= blocks <= len(features):
+        raise InputError(
+            f"MODEL.SSD.BACKBONE.FREEZE_AT is {blocks}; the trunk has {len(features)} blocks"
+        )
+    for i, block in enumerate(features):
+        if norms or i < blocks:
+            features[i] = FrozenBatchNorm2d.convert_frozen_batchnorm(block)
+        if i < blocks:
+            features[i].requires_grad_(False)

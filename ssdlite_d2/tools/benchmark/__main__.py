@@ -7,9 +7,9 @@ import argparse
 import sys
 
 from ...errors import InputError
-from . import data
+from . import data, train
 
-SUBJECTS = {"data": data}
+SUBJECTS = {"data": data, "train": train}
 
 
 def main() -> None:

@@ -1,0 +1,125 @@
+"""The optimizer of a config."""
+
+import itertools
+from typing import Dict, List, Optional, Type
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
+from torch import nn
+
+from ..errors import InputError
+from ..modeling.backbone.blocks import L2Norm
+
+TRUNK = "backbone.features."
+OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
+
+
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[Dict]:
+    """Trainable parameters with the learning rate and weight decay that the config gives each.
+
+    Detectron2's groups, and L2Norm's scales and the trunk apart.
+    """
+    solver = cfg.SOLVER
+
+    def lr_factor(name: str) -> float:
+        return solver.TRUNK_LR_FACTOR if name.startswith(TRUNK) else 1.0
+
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lr_factor,
+    )
+    scales = [m.weight for m in model.modules() if isinstance(m, L2Norm) and m.weight.requires_grad]
+    if scales and solver.WEIGHT_DECAY_L2NORM is not None:
+        groups.append({"params": scales, "weight_decay": solver.WEIGHT_DECAY_L2NORM})
+        groups = reduce_param_groups(groups)  # what comes later holds
+    return groups
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """
+    Raises:
+        InputError: the optimizer or the way of clipping is unknown.
+    """
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER not in OPTIMIZERS:
+        raise InputError(
+            f"SOLVER.OPTIMIZER is '{solver.OPTIMIZER}'; it is one of {', '.join(OPTIMIZERS)}"
+        )
+    if solver.OPTIMIZER == "SGD":
+        options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+    else:
+        options = {"betas": tuple(solver.BETAS)}
+    optimizer = clipping(cfg, OPTIMIZERS[solver.OPTIMIZER])
+    return optimizer(parameter_groups(cfg, model), lr=solver.BASE_LR, fused=True, **options)
+
+
+def clipping(cfg: CfgNode, optimizer: Type[torch.optim.Optimizer]) -> Type[torch.optim.Optimizer]:
+    """An optimizer class that clips gradients as SOLVER.CLIP_GRADIENTS says.
+
+    Raises:
+        InputError: CLIP_TYPE is unknown.
+    """
+    node = cfg.SOLVER.CLIP_GRADIENTS
+    if not node.ENABLED:
+        return optimizer
+    if node.CLIP_TYPE in ("value", "norm"):
+        return maybe_add_gradient_clipping(cfg, optimizer)
+    if node.CLIP_TYPE != "full_model":
+        raise InputError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{node.CLIP_TYPE}'; "
+            "it is one of value, norm, full_model"
+        )
+    limit, kind = node.CLIP_VALUE, node.NORM_TYPE
+
+    class FullModelClipping(optimizer):
+        """Clips the norm of all gradients together before every step."""
+
+        def step(self, closure=None):
+            parameters = itertools.chain.from_iterable(g["params"] for g in self.param_groups)
+            nn.utils.clip_grad_norm_(parameters, limit, kind)
+            return super().step(closure)
+
+    return FullModelClipping
+
+
+def amp_dtype(cfg: CfgNode) -> Optional[torch.dtype]:
+    """The type of SOLVER.AMP; None when it is off.
+
+    Raises:
+        InputError: the type is unknown, or float16 without CUDA.
+    """
+    node, cuda = cfg.SOLVER.AMP, cfg.MODEL.DEVICE.startswith("cuda")
+    if not node.ENABLED:
+        return None
+    name = node.DTYPE if node.DTYPE != "auto" else "float16" if cuda else "bfloat16"
+    if name not in ("float16", "bfloat16"):
+        raise InputError(
+            f"SOLVER.AMP.DTYPE is '{node.DTYPE}'; it is one of auto, float16, bfloat16"
+        )
+    if name == "float16" and not cuda:
+        raise InputError("SOLVER.AMP.DTYPE float16 needs CUDA; on the CPU it is bfloat16")
+    return getattr(torch, name)
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Dict) -> None:
+    """
+    Raises:
+        InputError: a saved state is not of such an optimizer and parameters.
+    """
+    here, there = optimizer.param_groups, state["param_groups"]
+    kind = next((name for name, c in OPTIMIZERS.items() if isinstance(optimizer, c)), "")
+    if ("betas" in there[0]) != ("betas" in here[0]):
+        raise InputError(f"--resume: the checkpoint is not of SOLVER.OPTIMIZER {kind}")
+    sizes = [[len(group["params"]) for group in groups] for groups in (there, here)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"--resume: the checkpoint trains groups of {sizes[0]} tensors, this config of "
+            f"{sizes[1]}; SOLVER and MODEL.SSD.BACKBONE.FREEZE_AT must be as they were"
+        )

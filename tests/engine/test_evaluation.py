@@ -1,0 +1,59 @@
+"""Evaluation as the user of train_net.py runs it."""
+
+import json
+
+import pytest
+import torch
+from runs import forked, options
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of two iterations with evaluation, and its last checkpoint evaluated twice."""
+    root = tmp_path_factory.mktemp("evaluation")
+    keys = ["SOLVER.MAX_ITER", 2, "DATASETS.TEST", "('tiny',)", "MODEL.SSD.SCORE_THRESH_TEST", 0.0]
+    keys += ["TEST.IMS_PER_BATCH", 3, "DATALOADER.NUM_WORKERS", 0, "SOLVER.BEST_METRIC"]
+    keys += ["bbox_EMA/AP50"]
+    runs = [{"args": options(root / "train", *keys)}]
+    weights = ["MODEL.WEIGHTS", root / "train" / "model_0000001.pth"]
+    for name in ("first", "second"):
+        args = options(root / name, *keys, *weights)
+        runs.append({"args": ["--eval-only", *(word for word in args if word != "--resume")]})
+    results = forked(*runs)
+    assert all(code == 0 for code, _ in results), [text[-3000:] for _, text in results]
+    return root
+
+
+def saved_results(folder):
+    return json.loads((folder / "inference" / "results.json").read_text())
+
+
+def test_weights_are_evaluated_the_same_every_time(folder):
+    trained, first, second = (saved_results(folder / n) for n in ("train", "first", "second"))
+    assert trained == first == second
+    assert set(first["tiny"]) == {"bbox", "bbox_EMA"}
+    assert {"AP", "AP50", "AP-Platelets"} <= set(first["tiny"]["bbox"])
+
+
+def test_best_weights_are_those_of_the_metric(folder):
+    best = torch.load(folder / "train" / "model_best.pth")
+    last = torch.load(folder / "train" / "model_0000001.pth")
+    assert best["best"]["metric"] == "bbox_EMA/AP50"
+    for name, value in best["model"].items():
+        assert torch.equal(value, last["ema"][f"module.{name}"])
+
+
+def test_final_weights_are_the_average(folder):
+    final = torch.load(folder / "train" / "model_final.pth")["model"]
+    last = torch.load(folder / "train" / "model_0000001.pth")
+    assert all(torch.equal(v, last["ema"][f"module.{name}"]) for name, v in final.items())
+    assert not all(torch.equal(v, last["model"][name]) for name, v in final.items())
+
+
+def test_run_leaves_curves_and_pictures(folder):
+    assert (folder / "train" / "training.png").read_bytes().startswith(b"\x89PNG")
+    events = EventAccumulator(str(folder / "train"), size_guidance={"images": 0}).Reload()
+    assert len(events.Tags()["images"]) == 4
+    scalars = {"total_loss", "lr", "num_pos_anchors", "boxes_covered", "best_anchor_iou"}
+    assert scalars <= set(events.Tags()["scalars"])

@@ -1,0 +1,36 @@
+"""A run that was stopped and resumed is the run that was not."""
+
+import random
+import signal
+
+import torch
+from runs import ITERATIONS, forked, options
+
+
+def final_state(output):
+    return torch.load(output / f"model_{ITERATIONS - 1:07d}.pth")
+
+
+def assert_same(a, b):
+    for key in ("model", "ema"):
+        for name, value in a[key].items():
+            assert torch.equal(value, b[key][name]), (key, name)
+    assert a["trainer"]["stream"] == b["trainer"]["stream"]
+
+
+def test_killed_and_resumed_runs_end_with_the_same_bits(tmp_path):
+    """kill -9 at three moments, once amid the writing of a checkpoint, and one SIGTERM."""
+    draw = random.Random(5)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    whole = {"args": options(straight, "DATALOADER.NUM_WORKERS", "0")}
+    kills = [
+        {"send": signal.SIGKILL, "when": str(broken / name), "delay": draw.uniform(0, 0.3)}
+        for name in ("model_0000001.pth", "model_0000003.pth")
+    ]
+    kills.append({"send": signal.SIGKILL, "when": str(broken / "model_0000005.pth.tmp")})
+    kills.append({"send": signal.SIGTERM, "when": str(broken / "model_0000005.pth")})
+    pieces = [{"args": options(broken), **kill} for kill in kills]
+    results = forked(whole, *pieces, {"args": options(broken)})
+    codes = [code for code, _ in results]
+    assert codes == [0, -9, -9, -9, 0, 0], [output[-2000:] for _, output in results]
+    assert_same(final_state(straight), final_state(broken))

@@ -1,0 +1,78 @@
+"""One training iteration."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import bare_config, make_input
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from ssdlite_d2.engine.guards import NonFiniteGuard
+from ssdlite_d2.engine.solver import build_optimizer
+from ssdlite_d2.engine.train_loop import TrainLoop
+
+
+class Loader:
+    """Batches of 16 small pictures, of which some have no box."""
+
+    class dataset:
+        seed = 0
+
+    def __iter__(self):
+        for batch in itertools.count():
+            yield [
+                make_input([[4, 4, 40, 50]] * (i % 3), [1] * (i % 3), (64, 64), 16 * batch + i)
+                for i in range(16)
+            ]
+
+
+def trained(folder, *, accumulate=1, amp_dtype=None, steps=3, opts=()):
+    cfg = bare_config(
+        3, "INPUT.SIZE", "(64, 64)", "MODEL.SSD.NORM", "FrozenBN", "SOLVER.BASE_LR", 0.01, *opts
+    )
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    loop = TrainLoop(
+        model,
+        Loader(),
+        build_optimizer(cfg, model),
+        guard=NonFiniteGuard(str(folder)),
+        accumulate=accumulate,
+        amp_dtype=amp_dtype,
+    )
+    losses = []
+    with EventStorage() as storage:
+        for loop.iter in range(steps):
+            loop.run_step()
+            losses.append(storage.latest()["total_loss"][0])
+    return model, losses
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("parts", [4, 5])
+def test_accumulated_parts_equal_the_whole_batch(whole, tmp_path, parts):
+    """16 pictures at once, as 4 x 4, and in parts of unequal size."""
+    model, losses = trained(tmp_path, accumulate=parts)
+    assert losses == pytest.approx(whole[1], rel=1e-5)
+    for (name, a), b in zip(whole[0].named_parameters(), model.parameters()):
+        assert (a - b).abs().max() <= 1e-5 * a.abs().max().clamp(min=1e-3), name
+
+
+def test_bfloat16_on_the_cpu_follows_float32(whole, tmp_path):
+    model, losses = trained(tmp_path, amp_dtype=torch.bfloat16)
+    assert losses == pytest.approx(whole[1], rel=0.03)
+    assert losses != whole[1]
+    assert next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision_on_cuda_follows_float32(tmp_path, dtype):
+    opts = ("MODEL.DEVICE", "cuda")
+    losses = trained(tmp_path, opts=opts)[1]
+    assert trained(tmp_path, amp_dtype=dtype, opts=opts)[1] == pytest.approx(losses, rel=0.03)
