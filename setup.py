@@ -32,4 +32,13 @@ setup(
         "torchvision>=0.16",
         "tqdm",
     ],
+    # Runtimes to export to. litert and executorch each want an environment of their own.
+    extras_require={
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.22"],
+        "openvino": ["onnx>=1.16", "openvino>=2024.6", "nncf>=2.14"],
+        "ncnn": ["ncnn", "pnnx"],
+        "coreml": ["coremltools>=8"],
+        "litert": ["litert-torch"],
+        "executorch": ["executorch"],
+    },
 )
