@@ -7,9 +7,9 @@ import argparse
 import sys
 
 from ...errors import InputError
+from . import inference
 
-
-SUBJECTS = {}
+SUBJECTS = {"inference": inference}
 
 
 def main() -> None:
