@@ -9,8 +9,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from models import ENTRY, as_inputs, lively_model, read_all
 
 from ssdlite_d2 import load_config
+from ssdlite_d2.engine import finish_config
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "tests" / "assets"
@@ -35,6 +37,18 @@ def bccd_copy(bccd, tmp_path, monkeypatch) -> Path:
     """The same in a folder that may be changed."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     return Path(shutil.copytree(bccd, tmp_path / "bccd"))
+
+
+@pytest.fixture(scope="session")
+def bccd_model():
+    """A finished config with the four pictures as its data, and a model that finds something."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(ASSETS))
+        names = ["DATASETS.TRAIN", "('export_tiny',)", "DATASETS.TEST", "('export_tiny',)"]
+        opts = ["DATASETS.REGISTER", str([ENTRY]), *names]
+        cfg, model = lively_model("ssdlite_mnv2_bccd.yaml", as_inputs(read_all()), *opts)
+        finish_config(cfg)
+        yield cfg, model
 
 
 def voc_entry(name: str = "tiny", split: str = "all", **keys):

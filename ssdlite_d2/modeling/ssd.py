@@ -1,11 +1,11 @@
 """The detectors: read this file first."""
 
+import math
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import batched_nms
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
     Backbone,
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data.datasets import resolve_num_classes
 from ..errors import InputError
+from .detections import best_candidates, suppress
 from .head import SSDHead, SSDLiteHead
 from .losses import box_loss, focal_class_loss, multibox_class_loss
 from .matcher import SSDMatcher
@@ -306,10 +307,9 @@ class SSD(DenseDetector):
 
     def forward_inference(self, images, features, predictions) -> List[Instances]:
         logits, deltas = self._flatten(predictions)
-        anchors = Boxes.cat(self.anchor_generator(features, images.tensor.shape[-2:]))
-        scores = self.scores(logits)
         size = tuple(images.tensor.shape[-2:])
-        return [self._detect(anchors, s, d, size) for s, d in zip(scores, deltas)]
+        anchors = Boxes.cat(self.anchor_generator(features, size))
+        return self.detect(anchors, logits, deltas, size)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Class logits (..., Kc) to scores (..., K)."""
@@ -317,23 +317,49 @@ class SSD(DenseDetector):
             return logits.sigmoid()
         return logits.softmax(dim=-1)[..., :-1]
 
-    def _detect(self, anchors: Boxes, scores: Tensor, deltas: Tensor, size) -> Instances:
-        """One picture's detections, in pixels of the network input, best first."""
-        if 0 < self.test_topk_per_class < len(scores):
-            smallest = scores.topk(self.test_topk_per_class, dim=0).values[-1]  # (K,)
-            scores = torch.where(scores >= smallest, scores, -1.0)
-        detections = self._decode_per_level_predictions(
-            anchors, scores, deltas, self.test_score_thresh, self.test_topk_candidates, size
+    def detect(
+        self, anchors: Boxes, logits: Tensor, deltas: Tensor, size: Tuple[int, int]
+    ) -> List[Instances]:
+        """Detections of every picture, in pixels of the network input, best first.
+
+        Only candidates above the threshold are decoded, those of all pictures together.
+
+        Args:
+            anchors: R boxes.
+            logits, deltas: (N, R, Kc) and (N, R, 4).
+            size: (H, W) of the network input.
+        """
+        threshold = self.test_score_thresh
+        if self.loss == "focal":  # a logit is compared sooner than a sigmoid is computed
+            values, threshold = logits, _logit(threshold)
+        else:
+            values = self.scores(logits)
+        candidates = best_candidates(
+            values, threshold, self.test_topk_candidates, self.test_topk_per_class
+        )
+        scores = candidates.value.sigmoid() if self.loss == "focal" else candidates.value
+        boxes = self.box2box_transform.apply_deltas(
+            deltas[candidates.picture, candidates.anchor], anchors.tensor[candidates.anchor]
         )
         if self.clip_before_nms:
-            detections.pred_boxes.clip(size)
-        keep = batched_nms(
-            detections.pred_boxes.tensor,
-            detections.scores,
-            detections.pred_classes,
-            self.test_nms_thresh,
+            clipped = Boxes(boxes)
+            clipped.clip(size)
+            boxes = clipped.tensor
+        counts = candidates.picture.bincount(minlength=len(logits)).tolist()
+        parts = (x.split(counts) for x in (boxes, scores, candidates.label))
+        return [self._suppress(*picture, size) for picture in zip(*parts)]
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, size) -> Instances:
+        kept = suppress(boxes, scores, labels, self.test_nms_thresh, self.max_detections_per_image)
+        return Instances(
+            size, pred_boxes=Boxes(boxes[kept]), scores=scores[kept], pred_classes=labels[kept]
         )
-        return detections[keep[: self.max_detections_per_image]]
+
+
+def _logit(score: float) -> float:
+    if score <= 0:
+        return -math.inf
+    return math.log(score / (1 - score)) if score < 1 else math.inf
 
 
 def _mean_over_job(positive: Tensor) -> Tensor:

@@ -6,19 +6,19 @@ python -m ssdlite_d2.tools.demo --config-file configs/ssdlite_mnv2.yaml --input 
 
 import argparse
 import glob
+import itertools
 import logging
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Iterator, List, Sequence
+from typing import Iterable, Iterator, List, Sequence, Tuple
 
 import cv2
 import numpy as np
 import tqdm
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.video_visualizer import VideoVisualizer
@@ -26,10 +26,13 @@ from detectron2.utils.visualizer import Visualizer
 
 from ..config import load_config
 from ..engine import build_predictor, finish_config
+from ..engine.predictor import SSDPredictor
 from ..errors import InputError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 WINDOW = "SSD detections"
+
+logger = logging.getLogger("ssdlite_d2")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -50,6 +53,13 @@ def get_parser() -> argparse.ArgumentParser:
         default=0.5,
         metavar="T",
         help="smallest score of a detection that is drawn (default: 0.5)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="pictures or frames that go through the model at once (default: 8; webcam: 1)",
     )
     parser.add_argument(
         "--opts",
@@ -78,36 +88,56 @@ def find_pictures(inputs: Sequence[str]) -> List[str]:
     return found
 
 
-def run_on_pictures(predictor: DefaultPredictor, paths: List[str], output: str) -> int:
+def run_on_pictures(
+    predictor: SSDPredictor, paths: List[str], output: str, batch_size: int = 1
+) -> int:
     """Draw on each picture; returns how many could not be read."""
-    logger = logging.getLogger("ssdlite_d2")
     to_file = bool(output) and Path(output).suffix.lower() in PICTURES
     if to_file and len(paths) > 1:
         raise InputError(f"--output {output} is one file for {len(paths)} pictures; name a folder")
     if output:
         _make_folder(Path(output).parent if to_file else Path(output))
-    unreadable = 0
-    for path in tqdm.tqdm(paths, disable=not output):
-        start = time.perf_counter()
+    readable = 0
+    pictures = _read_pictures(tqdm.tqdm(paths, disable=not output))
+    for batch in _batches(pictures, batch_size if output else 1):
+        readable += len(batch)
+        for (path, image), instances in zip(batch, detect(predictor, [x for _, x in batch])):
+            logger.info(f"{path}: detected {len(instances)} instances")
+            drawn = draw(image, instances, predictor.metadata)
+            if not output:
+                cv2.imshow(WINDOW, drawn)
+                if cv2.waitKey(0) == 27:  # escape
+                    return 0
+            else:
+                target = output if to_file else os.path.join(output, os.path.basename(path))
+                if not cv2.imwrite(target, drawn):
+                    raise InputError(f"--output: cannot write {target}")
+    return len(paths) - readable
+
+
+def _read_pictures(paths: Iterable[str]) -> Iterator[Tuple[str, np.ndarray]]:
+    """(path, BGR picture) of those that can be read; the others are logged."""
+    for path in paths:
         try:
-            image = read_image(path, format="BGR")
+            yield path, read_image(path, format="BGR")
         except (OSError, SyntaxError, ValueError) as error:
             logger.error(f"{path} cannot be read: {str(error).splitlines()[0]}")
-            unreadable += 1
-            continue
-        instances = predictor(image)["instances"].to("cpu")
-        seconds = time.perf_counter() - start
-        logger.info(f"{path}: detected {len(instances)} instances in {seconds:.2f}s")
-        drawn = draw(image, instances, predictor.metadata)
-        if not output:
-            cv2.imshow(WINDOW, drawn)
-            if cv2.waitKey(0) == 27:  # escape
-                break
-        else:
-            target = output if to_file else os.path.join(output, os.path.basename(path))
-            if not cv2.imwrite(target, drawn):
-                raise InputError(f"--output: cannot write {target}")
-    return unreadable
+
+
+def _batches(items: Iterable, size: int) -> Iterator[List]:
+    """Lists of at most ``size`` items, in order."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def detect(predictor: SSDPredictor, images: List[np.ndarray]) -> List[Instances]:
+    """Detections of BGR pictures, computed together; the time is logged."""
+    start = time.perf_counter()
+    found = [output["instances"].to("cpu") for output in predictor.predict(images)]
+    seconds = (time.perf_counter() - start) / len(images)
+    logger.debug(f"{len(images)} pictures, {1000 * seconds:.0f} ms each")
+    return found
 
 
 def draw(image: np.ndarray, instances: Instances, metadata) -> np.ndarray:
@@ -116,7 +146,7 @@ def draw(image: np.ndarray, instances: Instances, metadata) -> np.ndarray:
     return visualizer.draw_instance_predictions(instances).get_image()[:, :, ::-1]
 
 
-def run_on_video(predictor: DefaultPredictor, source, output: str) -> None:
+def run_on_video(predictor: SSDPredictor, source, output: str, batch_size: int = 1) -> None:
     """Draw on every frame of a video file (a path) or of a webcam (a number)."""
     video = cv2.VideoCapture(source)
     if not video.isOpened():
@@ -138,8 +168,10 @@ def run_on_video(predictor: DefaultPredictor, source, output: str) -> None:
         if not writer.isOpened():
             raise InputError(f"--output: cannot write {target}")
     visualizer = VideoVisualizer(predictor.metadata)
-    for frame in tqdm.tqdm(_frames(video), total=frames):
-        instances = predictor(frame)["instances"].to("cpu")
+    batches = _batches(tqdm.tqdm(_frames(video), total=frames), batch_size if output else 1)
+    for frame, instances in (
+        pair for batch in batches for pair in zip(batch, detect(predictor, batch))
+    ):
         drawn = visualizer.draw_instance_predictions(frame[:, :, ::-1], instances)
         drawn = cv2.cvtColor(drawn.get_image(), cv2.COLOR_RGB2BGR)
         if writer is not None:
@@ -151,7 +183,7 @@ def run_on_video(predictor: DefaultPredictor, source, output: str) -> None:
     video.release()
     if writer is not None:
         writer.release()
-        logging.getLogger("ssdlite_d2").info(f"Wrote {target}")
+        logger.info(f"Wrote {target}")
 
 
 def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
@@ -173,6 +205,8 @@ def run(args: argparse.Namespace) -> int:
     """Returns the exit status: 1 when a picture could not be read."""
     if args.webcam and args.output:
         raise InputError("--webcam shows a window; --output is for pictures and video files")
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size is {args.batch_size}; 1 is the least")
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.SSD.SCORE_THRESH_TEST = args.confidence_threshold
     paths = find_pictures(args.input) if args.input else []
@@ -181,8 +215,9 @@ def run(args: argparse.Namespace) -> int:
     if not hasattr(predictor, "metadata"):  # the config names no data set for testing
         predictor.metadata = MetadataCatalog.get("__unused")
     if args.input:
-        return int(run_on_pictures(predictor, paths, args.output) > 0)
-    run_on_video(predictor, 0 if args.webcam else args.video_input, args.output)
+        return int(run_on_pictures(predictor, paths, args.output, args.batch_size) > 0)
+    source = 0 if args.webcam else args.video_input
+    run_on_video(predictor, source, args.output, args.batch_size)
     return 0
 
 

@@ -149,12 +149,13 @@ def test_detections_by_hand():
     model = make_model(2, "MODEL.SSD.SCORE_THRESH_TEST", 0.3)
     anchors = Boxes(torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]]))
     scores = torch.tensor([[0.9, 0.8], [0.95, 0.1], [0.2, 0.31]])
-    found = model._detect(anchors, scores, torch.zeros(3, 4), (100, 100))
+    logits, deltas = scores.logit()[None], torch.zeros(1, 3, 4)
+    found = model.detect(anchors, logits, deltas, (100, 100))[0]
     rows = list(zip(found.scores.tolist(), found.pred_classes.tolist()))
     assert rows == [pytest.approx((0.95, 0)), pytest.approx((0.8, 1)), pytest.approx((0.31, 1))]
     assert found.pred_boxes.tensor[1].tolist() == [0, 0, 10, 10]
     model.max_detections_per_image = 1
-    assert len(model._detect(anchors, scores, torch.zeros(3, 4), (100, 100))) == 1
+    assert len(model.detect(anchors, logits, deltas, (100, 100))[0]) == 1
 
 
 def test_softmax_scores_leave_the_background_out():

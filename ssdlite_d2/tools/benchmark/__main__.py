@@ -7,9 +7,9 @@ import argparse
 import sys
 
 from ...errors import InputError
-from . import data, train
+from . import data, inference, train
 
-SUBJECTS = {"data": data, "train": train}
+SUBJECTS = {"data": data, "inference": inference, "train": train}
 
 
 def main() -> None:

@@ -15,23 +15,28 @@ from ...errors import InputError
 
 
 def alternate(
-    sides: Dict[str, Callable[[], object]], rounds: int, warmup: int = 1
+    sides: Dict[str, Callable[[], object]], rounds: int, warmup: int = 1, calls: int = 1
 ) -> Dict[str, np.ndarray]:
     """Call every side once per round, in turn.
 
     Args:
         warmup: rounds before those that count.
+        calls: counted calls of a side per round. With more than one, another call goes before
+            them: it finds caches and still spinning threads of the side before.
 
     Returns:
-        dict: seconds of every call, (rounds,) per side.
+        dict: seconds of every counted call, (rounds * calls,) per side.
     """
     seconds: Dict[str, List[float]] = {name: [] for name in sides}
     for _ in range(warmup + rounds):
         for name, call in sides.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(values[warmup:]) for name, values in seconds.items()}
+            if calls > 1:
+                call()
+            for _ in range(calls):
+                start = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values[warmup * calls :]) for name, values in seconds.items()}
 
 
 def machine() -> Dict[str, object]:

@@ -1,0 +1,203 @@
+"""The module that every format is made from."""
+
+from typing import List, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from ..modeling import SSD
+from ..modeling.fusion import fold_norms
+
+
+class ExportedSSD(nn.Module):
+    """An SSD from uint8 pictures to decoded boxes and scores; norms folded, anchors constant.
+
+    It holds the network's input size, and nothing in its graph depends on the data, except that
+    with ``resize`` the pictures may have any size.
+    """
+
+    def __init__(
+        self,
+        model: SSD,
+        *,
+        image_format: str = "RGB",
+        channels_last: bool = True,
+        resize: bool = False,
+    ):
+        """
+        Args:
+            model: a trained model; it is copied.
+            image_format: what the model was trained on, INPUT.FORMAT. Pictures are RGB here always.
+            channels_last: pictures are (N, H, W, 3), as cameras and files have them, else
+                (N, 3, H, W).
+            resize: pictures of any size come in, and boxes in their pixels go out. Without it
+                pictures are of the network's input size.
+        """
+        super().__init__()
+        model = fold_norms(model)
+        self.backbone = model.backbone
+        self.head = model.head
+        self.head_in_features = model.head_in_features
+        self.num_scores = model.num_scores
+        self.scores = model.scores
+        self.input_size = model.input_size
+        self.channels_last = channels_last
+        self.resize = resize
+        flip = image_format == "BGR"
+        self.register_buffer("pixel_mean", (model.pixel_mean.flip(0) if flip else model.pixel_mean))
+        self.register_buffer("pixel_std", (model.pixel_std.flip(0) if flip else model.pixel_std))
+        self.flip = flip
+
+        transform = model.box2box_transform
+        anchors = _anchors(model)  # (R, 4)
+        sizes = anchors[:, 2:] - anchors[:, :2]
+        weights = sizes.new_tensor(transform.weights)
+        self.max_log_scale = transform.scale_clamp
+        self.register_buffer("centers", (anchors[:, :2] + anchors[:, 2:]) / 2)
+        self.register_buffer("shifts", sizes / weights[:2])  # pixels per unit of dx, dy
+        self.register_buffer("half_sizes", sizes / 2)
+        self.register_buffer("log_scales", 1 / weights[2:])
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
+        """
+        Args:
+            image: (N, H, W, 3) or (N, 3, H, W), RGB, 0 to 255, of any number type.
+
+        Returns:
+            boxes (N, R, 4), XYXY in pixels of ``image``, and scores (N, R, K).
+        """
+        x = image.permute(0, 3, 1, 2) if self.channels_last else image
+        height, width = x.shape[-2:]
+        x = x.float()
+        if self.resize:
+            x = F.interpolate(x, self.input_size, mode="bilinear", align_corners=False)
+        x = (x - self.pixel_mean) / self.pixel_std
+        if self.flip:
+            x = x.flip(1)
+        features = self.backbone(x)
+        logits, deltas = self.head([features[name] for name in self.head_in_features])
+        boxes = self.decode(_flatten(deltas, 4))
+        if self.resize:
+            boxes = boxes * (_tensor(width, height) / _tensor(*self.input_size[::-1])).repeat(2)
+        return boxes, self.scores(_flatten(logits, self.num_scores))
+
+    def decode(self, deltas: Tensor) -> Tensor:
+        """Box codes (N, R, 4) to boxes (N, R, 4), as Box2BoxTransform has it."""
+        centers = self.centers + deltas[..., :2] * self.shifts
+        growth = (deltas[..., 2:] * self.log_scales).clamp(max=self.max_log_scale).exp()
+        half_sizes = growth * self.half_sizes
+        return torch.cat((centers - half_sizes, centers + half_sizes), dim=-1)
+
+
+class WithNMS(nn.Module):
+    """An ExportedSSD followed by non-maximum suppression; its outputs have a fixed shape."""
+
+    def __init__(self, detector: ExportedSSD, model: SSD, candidates: int = 2000):
+        """
+        Args:
+            model: the detector's model, whose thresholds are used.
+            candidates: best (anchor, class) pairs of a picture that enter suppression, at most the
+                model's own number.
+        """
+        super().__init__()
+        self.detector = detector
+        pairs = len(detector.centers) * model.num_classes
+        self.candidates = min(candidates, model.test_topk_candidates, pairs)
+        self.detections = min(model.max_detections_per_image, self.candidates)
+        self.num_classes = model.num_classes
+        self.clip = model.clip_before_nms
+        self.score_threshold = model.test_score_thresh
+        self.nms_threshold = model.test_nms_thresh
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """
+        Returns:
+            boxes (N, D, 4), scores (N, D) best first, and classes (N, D); what is left of D after
+            the last detection has score 0 and class -1.
+        """
+        boxes, scores = self.detector(image)
+        if self.clip:
+            height, width = self.detector.input_size
+            boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+        scores, pairs = scores.flatten(1).topk(self.candidates)  # (N, T)
+        anchors = torch.div(pairs, self.num_classes, rounding_mode="floor")
+        classes = pairs - anchors * self.num_classes
+        boxes = boxes.gather(1, anchors[..., None].expand(-1, -1, 4))
+        # boxes of different classes are moved apart, to suppress within a class only
+        span = boxes.amax(dim=(1, 2), keepdim=True) - boxes.amin(dim=(1, 2), keepdim=True) + 1
+        apart = boxes + classes[..., None].float() * span
+        suppress = OnnxNMS.apply if torch.onnx.is_in_onnx_export() else keep
+        kept = suppress(apart, scores, self.nms_threshold, self.score_threshold, self.detections)
+        # kept rows are moved to the front by their scores; the others become empty
+        scores = torch.where(kept, scores, torch.zeros_like(scores))
+        scores, order = scores.topk(self.detections)
+        boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+        classes = classes.gather(1, order)
+        empty = scores <= 0
+        return (
+            boxes.masked_fill(empty[..., None], 0.0),
+            scores,
+            classes.masked_fill(empty, -1).int(),
+        )
+
+
+def keep(boxes, scores, iou_threshold: float, score_threshold: float, limit: int) -> Tensor:
+    """Which boxes (N, T, 4) of scores (N, T), best first, survive suppression: (N, T) bool."""
+    rows = []
+    for b, s in zip(boxes.unbind(), scores.unbind()):
+        chosen = nms(b, s, iou_threshold)[:limit]
+        rows.append(torch.zeros_like(s).index_fill(0, chosen, 1.0))
+    return (torch.stack(rows) * (scores > score_threshold)).bool()
+
+
+class OnnxNMS(torch.autograd.Function):
+    """``keep``, which becomes ONNX's operator in an ONNX export."""
+
+    @staticmethod
+    def forward(ctx, *args) -> Tensor:
+        return keep(*args)
+
+    @staticmethod
+    def symbolic(g, boxes, scores, iou_threshold, score_threshold, limit):
+        def constant(value):
+            return g.op("Constant", value_t=value)
+
+        one_class = g.op("Unsqueeze", scores, constant(torch.tensor([1])))  # (N, 1, T)
+        chosen = g.op(  # rows (picture, 0, box)
+            "NonMaxSuppression",
+            boxes,
+            one_class,
+            constant(torch.tensor([limit])),
+            constant(torch.tensor([iou_threshold])),
+            constant(torch.tensor([score_threshold])),
+        )
+        rows = g.op("Gather", chosen, constant(torch.tensor([0, 2])), axis_i=1)
+        zeros = g.op("Mul", scores, constant(torch.tensor(0.0)))
+        count = g.op("Slice", g.op("Shape", rows), *(constant(torch.tensor([i])) for i in (0, 1)))
+        ones = g.op("ConstantOfShape", count, value_t=torch.tensor([1.0]))
+        kept = g.op("ScatterND", zeros, rows, ones)
+        return g.op("Cast", kept, to_i=9).setType(scores.type().with_dtype(torch.bool))
+
+
+def _anchors(model: SSD) -> Tensor:
+    """The (R, 4) anchors of the model's input size."""
+    with torch.no_grad():
+        image = torch.zeros(1, 3, *model.input_size, device=model.device)
+        features = model.backbone(image)
+    features = [features[name] for name in model.head_in_features]
+    return torch.cat([boxes.tensor for boxes in model.anchor_generator(features, model.input_size)])
+
+
+def _tensor(*sizes) -> Tensor:
+    """Numbers, which a graph tracer hands out as tensors, in one tensor."""
+    return torch.stack([n if isinstance(n, Tensor) else torch.tensor(n) for n in sizes]).float()
+
+
+def _flatten(maps: List[Tensor], columns: int) -> Tensor:
+    """L maps (N, Ai * columns, Hi, Wi) to (N, R, columns)."""
+    flat = [x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns) for x in maps]
+    return torch.cat(flat, dim=1)

@@ -1,0 +1,65 @@
+"""What a user asks of an export."""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Optional, Union
+
+from ..errors import InputError
+from .formats import Format, find_format
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The choices of ``python -m ssdlite_d2.tools.export``; its help tells what each means.
+
+    Attributes:
+        batch: pictures at once, or ``"dynamic"``.
+        calibration: data set for quantization; None is the config's training data.
+        parity_dataset: data set of the parity report; None is the config's test data.
+        parity_images: pictures of the parity report; 0 leaves it out.
+        ap_budget: AP points that quantization may cost.
+    """
+
+    format: str = "onnx"
+    precision: str = "fp32"
+    batch: Union[int, str] = 1
+    nms: bool = False
+    resize: bool = False
+    calibration: Optional[str] = None
+    calibration_images: int = 200
+    parity_dataset: Optional[str] = None
+    parity_images: int = 50
+    allow_difference: bool = False
+    ap_budget: float = 0.5
+
+    def check(self) -> Format:
+        """The format, when it can do what is asked.
+
+        Raises:
+            InputError: it cannot.
+        """
+        chosen = find_format(self.format)
+        if self.precision not in chosen.precisions:
+            raise InputError(
+                f"--precision is '{self.precision}'; --format {self.format} has "
+                f"{', '.join(chosen.precisions)}"
+            )
+        if self.batch != "dynamic" and not (str(self.batch).isdigit() and int(self.batch)):
+            raise InputError(f"--batch is {self.batch}; it is a number from 1, or dynamic")
+        wanted = {"--nms": self.nms, "--resize": self.resize, "--batch": self.batch == "dynamic"}
+        for flag, asked in wanted.items():
+            if asked and not chosen.dynamic:
+                value = " dynamic" if flag == "--batch" else ""
+                raise InputError(f"{flag}{value} is not for --format {self.format}")
+        if self.nms and self.batch == "dynamic" and self.format == "torchscript":
+            raise InputError("--nms with --format torchscript needs a number for --batch")
+        if self.precision == "int8" and (self.nms or self.resize):
+            raise InputError("--precision int8 is for models without --nms and --resize")
+        if self.precision == "int8" and self.format == "openvino":
+            if not importlib.util.find_spec("nncf"):
+                raise InputError("nncf is not installed: pip install 'ssdlite-d2[openvino]'")
+        if self.precision == "int8" and self.calibration_images < 1:
+            raise InputError(f"--calibration-images is {self.calibration_images}; 1 is the least")
+        if self.parity_images < 0:
+            raise InputError(f"--parity-images is {self.parity_images}; 0 leaves the report out")
+        return chosen

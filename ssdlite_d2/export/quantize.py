@@ -1,0 +1,249 @@
+"""Static INT8 quantization of an exported model, with the layers that it hurts kept in float."""
+
+import logging
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from ..errors import InputError
+from .accuracy import average_precision
+from .bundled.detector import Detector
+from .options import ExportOptions
+from .pictures import choose_records, read
+
+logger = logging.getLogger(__name__)
+
+RANKING_PICTURES = 16  # for the order in which layers go back to float
+
+
+class OnnxQuantizer:
+    """onnxruntime's static quantization: QDQ nodes, per-channel weights.
+
+    What comes between convolutions has to be quantized as well. With the convolutions alone,
+    every ReLU6 (ONNX's Clip) stays in float between a pair of conversions, and the model is slower
+    than in float32; a Clip inside is swallowed by the convolution before it.
+    """
+
+    operators = ["Conv", "Clip", "Relu", "Add", "MaxPool"]
+
+    def __init__(self, model: Path, pictures: Sequence[np.ndarray], work: Path):
+        """
+        Args:
+            model: the float model's file.
+            pictures: for calibration, as they go into the model (1, H, W, 3).
+            work: a folder for intermediate files.
+        """
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        self.source = work / "prepared.onnx"
+        self.ranges = work / "ranges.json"
+        self.pictures = pictures
+        quant_pre_process(str(model), str(self.source), skip_symbolic_shape=True)
+
+    def nodes(self) -> List[Tuple[str, str]]:
+        """(name, operator) of the network's nodes, without what decodes its outputs."""
+        import onnx
+
+        graph = onnx.load(str(self.source)).graph
+        found = [(node.name, node.op_type) for node in graph.node]
+        return [x for x in found if re.match("/(backbone|head)/", x[0]) and "tap_norms" not in x[0]]
+
+    def convolutions(self) -> List[str]:
+        """In order."""
+        return [name for name, operator in self.nodes() if operator == "Conv"]
+
+    def write(self, path: Path, float_layers: Sequence[str]) -> None:
+        """Write the quantized model; ``float_layers`` are convolutions left as they are."""
+        from onnxruntime import quantization
+
+        chosen = [name for name, operator in self.nodes() if operator in self.operators]
+        known = self.ranges.is_file()
+        quantization.quantize_static(
+            str(self.source),
+            str(path),
+            None if known else _Reader(self.pictures),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            op_types_to_quantize=self.operators,
+            nodes_to_quantize=[name for name in chosen if name not in set(float_layers)],
+            # float biases take a third of the space; the runtime quantizes them when it loads them
+            extra_options={"QuantizeBias": False},
+            calibration_cache_path=self.ranges if known else None,
+        )
+
+
+class _Reader:
+    """Calibration pictures as onnxruntime asks for them."""
+
+    def __init__(self, pictures: Sequence[np.ndarray]):
+        self.pictures = iter(pictures)
+
+    def get_next(self) -> Optional[Dict[str, np.ndarray]]:
+        picture = next(self.pictures, None)
+        return None if picture is None else {"image": picture}
+
+
+class OpenVinoQuantizer:
+    """NNCF's static quantization of an OpenVINO model: per-channel weights, bias correction."""
+
+    def __init__(self, model: Path, pictures: Sequence[np.ndarray], work: Path):
+        import nncf
+        import openvino
+
+        nncf.set_log_level(logging.ERROR)
+        # the files will be written over while this model is in use
+        for file in (model, model.with_suffix(".bin")):
+            shutil.copyfile(file, work / file.name)
+        self.model = openvino.Core().read_model(str(work / model.name))
+        self.pictures = pictures
+
+    def convolutions(self) -> List[str]:
+        kinds = ("Convolution", "GroupConvolution")
+        operations = self.model.get_ordered_ops()
+        return [o.get_friendly_name() for o in operations if o.get_type_name() in kinds]
+
+    def write(self, path: Path, float_layers: Sequence[str]) -> None:
+        import nncf
+        import openvino
+
+        decoding = "^(?!.*/(backbone|head)/).*$"
+        quantized = nncf.quantize(
+            self.model,
+            nncf.Dataset(list(self.pictures)),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(self.pictures),
+            ignored_scope=nncf.IgnoredScope(
+                names=list(float_layers), patterns=[decoding], validate=False
+            ),
+        )
+        openvino.save_model(quantized, str(path), compress_to_fp16=False)
+
+
+QUANTIZERS = {"onnx": OnnxQuantizer, "openvino": OpenVinoQuantizer}
+
+
+def quantize(cfg: CfgNode, folder: Path, spec: Dict, options: ExportOptions) -> Dict:
+    """Put an INT8 model in the place of a bundle's float32 one.
+
+    When all of it in INT8 costs more AP on the calibration pictures than the budget allows, groups
+    of layers go back to float, the one that brings the outputs nearest to the float model's
+    first, until the budget is met.
+
+    Args:
+        spec: of model.json.
+
+    Returns:
+        dict: what was done, for model.json.
+
+    Raises:
+        InputError: there are no calibration pictures, or the budget cannot be met.
+    """
+    name = options.calibration or next(iter(cfg.DATASETS.TRAIN), None)
+    if name is None:
+        raise InputError("DATASETS.TRAIN names no data set; name one with --calibration")
+    records = choose_records(name, options.calibration_images, "--calibration")
+    pictures = [read(record) for record in records]
+    trial = Trial(folder, records, pictures)
+    path = folder / spec["file"]
+    prepared = [trial.detector.prepare([picture]) for picture in pictures]
+    with tempfile.TemporaryDirectory() as work:
+        quantizer = QUANTIZERS[options.format](path, prepared, Path(work))
+        kept = fit_budget(quantizer, trial, path, options.ap_budget)
+    return {
+        "calibration": name,
+        "pictures": len(records),
+        "float_layers": kept,
+        "AP_on_calibration": trial.float_ap,
+        "quantized_AP_on_calibration": trial.last_ap,
+    }
+
+
+class Trial:
+    """Measures candidate models in a bundle's folder against its float model."""
+
+    def __init__(self, folder: Path, records: Sequence[Dict], pictures: Sequence[np.ndarray]):
+        self.folder = folder
+        self.records = records
+        self.pictures = pictures
+        self.detector = Detector(folder)
+        self.float_outputs = self.outputs(self.detector)
+        self.float_ap = self.last_ap = self.ap(self.detector)
+
+    def ap(self, detector: Detector) -> Optional[float]:
+        found = [detector([picture])[0] for picture in self.pictures]
+        return average_precision(self.records, found)
+
+    def outputs(self, detector: Detector) -> List[np.ndarray]:
+        pictures = self.pictures[:RANKING_PICTURES]
+        return [detector.run(detector.prepare([picture]))[1].copy() for picture in pictures]
+
+    def drop(self) -> float:
+        """AP points that the model in the folder has less than the float model."""
+        self.last_ap = self.ap(Detector(self.folder))
+        return 0.0 if self.float_ap is None else self.float_ap - self.last_ap
+
+    def error(self) -> float:
+        """Mean difference of the scores that count, those above 0.05 in the float model."""
+        pairs = zip(self.float_outputs, self.outputs(Detector(self.folder)))
+        differences = [np.abs(a - b)[a > 0.05] for a, b in pairs]
+        return float(np.concatenate(differences).mean())
+
+
+def fit_budget(quantizer, trial: Trial, path: Path, budget: float) -> List[str]:
+    """Quantize with as few float layers as the budget of AP points allows.
+
+    Returns:
+        the convolutions left in float.
+
+    Raises:
+        InputError: not even with all groups in float is it met.
+    """
+    quantizer.write(path, [])
+    drop = trial.drop()
+    logger.info(f"INT8 everywhere: AP {-drop:+.2f}")
+    if drop <= budget:
+        return []
+    groups = layer_groups(quantizer.convolutions())
+    errors = {}
+    for name, layers in groups.items():
+        quantizer.write(path, layers)
+        errors[name] = trial.error()
+    kept: List[str] = []
+    for name in sorted(errors, key=errors.get):
+        kept += groups[name]
+        quantizer.write(path, kept)
+        drop = trial.drop()
+        logger.info(f"{name} in float as well: AP {-drop:+.2f}")
+        if drop <= budget:
+            return kept
+    raise InputError(
+        f"INT8 costs {drop:.2f} AP on the calibration pictures, whatever layers stay in float; "
+        f"--ap-budget is {budget}"
+    )
+
+
+def layer_groups(convolutions: Sequence[str]) -> Dict[str, List[str]]:
+    """Convolutions, by their names in execution order, in groups that stay in float together."""
+    trunk = [name for name in convolutions if "/backbone/features" in name]
+    groups = {"first convolution": trunk[:1]}
+    for i, part in enumerate(np.array_split(trunk[1:], 3), 1):
+        groups[f"trunk {i}/3"] = [str(name) for name in part]
+    groups["extra blocks"] = [name for name in convolutions if "/backbone/extras" in name]
+    last: Dict[str, str] = {}  # by predictor
+    for name in convolutions:
+        predictor = re.search(r"/head/(\w+\.\d+)/", name)
+        if predictor:
+            last[predictor[1]] = max(last.get(predictor[1], ""), name)
+    ends = set(last.values())
+    groups["class predictors"] = [name for name in convolutions if name in ends and "/cls" in name]
+    groups["box predictors"] = [name for name in convolutions if name in ends and "/bbox" in name]
+    rest = [name for name in convolutions if "/head/" in name and name not in ends]
+    groups["depthwise of predictors"] = rest
+    return {name: layers for name, layers in groups.items() if layers}

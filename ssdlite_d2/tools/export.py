@@ -1,0 +1,105 @@
+"""Export a trained model as a bundle that runs without PyTorch and Detectron2.
+
+python -m ssdlite_d2.tools.export --config-file configs/ssdlite_mnv2.yaml --format onnx \
+    --output exported --opts MODEL.WEIGHTS model.pth
+"""
+
+import argparse
+import logging
+import sys
+
+from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
+
+from ..checkpoint import SSDCheckpointer
+from ..config import load_config
+from ..engine import finish_config
+from ..errors import InputError
+from ..export import FORMATS, ExportOptions, export_bundle
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Export a trained model as a bundle")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
+    parser.add_argument(
+        "--format", required=True, metavar="FORMAT", help=f"one of {', '.join(FORMATS)}"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the bundle")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="P",
+        help="fp32, fp16 (the weights) or int8 (static quantization; onnx and openvino)",
+    )
+    parser.add_argument(
+        "--batch", default="1", metavar="N", help="pictures at once, or dynamic (default: 1)"
+    )
+    parser.add_argument("--nms", action="store_true", help="non-maximum suppression in the model")
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="the resize in the model: pictures of any size go in, boxes in their pixels come out",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="DATASET",
+        help="data set for --precision int8 (default: the config's training data)",
+    )
+    parser.add_argument(
+        "--calibration-images", type=int, default=200, metavar="N", help="(default: 200)"
+    )
+    parser.add_argument(
+        "--ap-budget",
+        type=float,
+        default=0.5,
+        metavar="POINTS",
+        help="AP that --precision int8 may cost (default: 0.5)",
+    )
+    parser.add_argument(
+        "--parity-dataset",
+        metavar="DATASET",
+        help="data set of the parity report (default: the config's test data)",
+    )
+    parser.add_argument(
+        "--parity-images",
+        type=int,
+        default=50,
+        metavar="N",
+        help="pictures of the parity report; 0 leaves it out (default: 50)",
+    )
+    parser.add_argument(
+        "--allow-difference",
+        action="store_true",
+        help="export though the report is outside its tolerance",
+    )
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    values = vars(args)
+    options = ExportOptions(**{k: values[k] for k in ExportOptions.__dataclass_fields__})
+    options.check()
+    cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.DEVICE = "cpu"
+    finish_config(cfg)
+    model = build_model(cfg)
+    if not cfg.MODEL.WEIGHTS:
+        logging.getLogger("ssdlite_d2").warning("MODEL.WEIGHTS is empty: the weights are random")
+    SSDCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    export_bundle(cfg, model, args.output, options)
+    print(f"Wrote {args.output}")
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    for name in ("fvcore", "detectron2", "ssdlite_d2"):
+        setup_logger(name=name).setLevel(logging.WARNING)
+    try:
+        run(args)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

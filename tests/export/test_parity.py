@@ -1,0 +1,180 @@
+"""Exported models say what the PyTorch models say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.layers import batched_nms
+from models import as_inputs, lively_model, read_all, resized
+
+from ssdlite_d2 import InputError
+from ssdlite_d2.export import ExportedSSD, ExportOptions, WithNMS, export_bundle
+from ssdlite_d2.export.accuracy import average_precision
+from ssdlite_d2.export.bundled.detector import RUNTIMES, Detector, rank, select, suppress
+from ssdlite_d2.export.formats import FORMATS, Job
+from ssdlite_d2.export.parity import detect, match, raw_outputs
+
+# One of every trunk, head and loss; VGG's configs differ in classes and thresholds only.
+CONFIGS = [
+    "ssdlite_mnv2.yaml",
+    "ssdlite_mnext_voc.yaml",
+    "ssdlite_mnv3_voc.yaml",
+    "ssd300_efficientnet_b3_voc.yaml",
+    "ssd300_vgg16_voc.yaml",
+    "torchvision/ssdlite320_mobilenet_v3_large.yaml",
+    "tf/ssdlite_mobilenet_v2_coco.yaml",
+]
+# OpenVINO reads the ONNX file; where its operators differ from the others'.
+OPENVINO = ["ssdlite_mnv2.yaml", "torchvision/ssdlite320_mobilenet_v3_large.yaml"]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_runtime_gives_the_models_boxes_and_scores(config, tmp_path):
+    pictures = read_all()
+    _, model = lively_model(config, as_inputs(pictures))
+    image = resized(pictures[0], model.input_size)
+    boxes, scores = raw_outputs(model, image, "RGB")
+    module = ExportedSSD(model)
+    for name in ("onnx", "torchscript", "openvino")[: 3 if config in OPENVINO else 2]:
+        path = tmp_path / FORMATS[name].file
+        example = torch.zeros(image.shape, dtype=torch.uint8)
+        FORMATS[name].write(Job(module, example, path, "fp32", False, False, ("boxes", "scores")))
+        outputs = RUNTIMES[name][0](path, {"nms": False}, 0, None)(image)
+        assert np.abs(outputs[1] - scores).max() < 1e-4, name
+        size = np.abs(boxes).clip(min=max(model.input_size))
+        assert (np.abs(outputs[0] - boxes) / size).max() < 1e-4, name
+    assert np.ptp(scores) > 0.01  # there is something to compare
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torchscript"])
+def test_bundle_detects_what_the_model_detects(format, bccd_model, tmp_path):
+    cfg, model = bccd_model
+    report = export_bundle(cfg, model, str(tmp_path / "b"), ExportOptions(format=format))
+    assert report["violations"] == []
+    assert report["detections"] == report["exported_detections"] == report["matched"] > 50
+    assert report["matched_boxes_px"]["max"] < 0.5
+    assert json.loads((tmp_path / "b" / "parity.json").read_text()) == report
+    assert {p.name for p in tmp_path.iterdir()} == {"b"}
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+@pytest.mark.parametrize("batch", ["1", "3"])
+def test_suppression_inside_equals_suppression_outside(format, batch, bccd_model, tmp_path):
+    cfg, model = bccd_model
+    options = ExportOptions(format=format, nms=True, batch=batch, parity_images=0)
+    export_bundle(cfg, model, str(tmp_path / "b"), options)
+    pictures = read_all()
+    results = Detector(tmp_path / "b")(pictures)
+    for picture, inside in zip(pictures, results):
+        rgb = resized(picture, model.input_size)[0]
+        ours = detect(model, rgb, "RGB", picture.shape[:2])
+        assert len(match(ours, inside, 0.5)) == len(ours[1]) == len(inside[1]) > 10
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_resize_inside_takes_any_picture(format, bccd_model, tmp_path):
+    cfg, model = bccd_model
+    options = ExportOptions(format=format, resize=True, parity_images=0)
+    export_bundle(cfg, model, str(tmp_path / "b"), options)
+    detector = Detector(tmp_path / "b")
+    for picture in (read_all()[0], read_all()[1][:200, :333]):
+        ours = detect(model, picture[:, :, ::-1], "RGB", picture.shape[:2])
+        theirs = detector([picture])[0]
+        assert len(match(ours, theirs, 0.5)) == len(ours[1]) == len(theirs[1]) > 10
+
+
+def test_dynamic_batch_equals_single_pictures(bccd_model, tmp_path):
+    cfg, model = bccd_model
+    options = ExportOptions(batch="dynamic", parity_images=0)
+    export_bundle(cfg, model, str(tmp_path / "b"), options)
+    detector, pictures = Detector(tmp_path / "b"), read_all()
+    together = detector(pictures)
+    for picture, found in zip(pictures, together):
+        assert len(match(detector([picture])[0], found, 0.01)) == len(found[1]) > 10
+
+
+def test_models_trained_on_bgr_take_rgb(bccd_model):
+    model = bccd_model[1]
+    image = torch.from_numpy(resized(read_all()[0], model.input_size))
+    with torch.no_grad():
+        rgb = ExportedSSD(model)(image)
+        mean = model.pixel_mean.clone()
+        model.pixel_mean.copy_(mean.flip(0))
+        model.pixel_std.copy_(model.pixel_std.flip(0))
+        weight = ExportedSSD(model, image_format="BGR")
+        model.pixel_mean.copy_(mean)
+        model.pixel_std.copy_(model.pixel_std.flip(0))
+        first = weight.backbone.features[0][0]
+        first.weight.copy_(first.weight.flip(1))
+        assert torch.allclose(rgb[1], weight(image)[1], atol=1e-5)
+
+
+def test_half_weights_take_half_the_space(bccd_model, tmp_path):
+    cfg, model = bccd_model
+    sizes = {}
+    for precision in ("fp32", "fp16"):
+        options = ExportOptions(precision=precision)
+        report = export_bundle(cfg, model, str(tmp_path / precision), options)
+        assert report["violations"] == []
+        sizes[precision] = (tmp_path / precision / "model.onnx").stat().st_size
+    assert sizes["fp16"] < 0.55 * sizes["fp32"]
+
+
+def test_a_model_outside_its_tolerance_is_not_exported(bccd_model, tmp_path, monkeypatch):
+    cfg, model = bccd_model
+    decode = ExportedSSD.decode
+    monkeypatch.setattr(ExportedSSD, "decode", lambda self, deltas: decode(self, deltas) + 1)
+    with pytest.raises(InputError, match="boxes differ by 3.1e-03"):
+        export_bundle(cfg, model, str(tmp_path / "b"), ExportOptions(parity_images=1))
+    assert not list(tmp_path.iterdir())
+    options = ExportOptions(parity_images=1, allow_difference=True)
+    report = export_bundle(cfg, model, str(tmp_path / "b"), options)
+    assert report["boxes_px"]["mean"] == pytest.approx(1, abs=0.01)
+
+
+def test_suppression_equals_detectron2s():
+    rng = np.random.default_rng(0)
+    for count in (0, 1, 700):
+        corners = rng.uniform(0, 250, (count, 2))
+        boxes = np.hstack((corners, corners + rng.uniform(5, 90, (count, 2)))).astype(np.float32)
+        scores = np.sort(rng.uniform(0, 1, count).astype(np.float32))[::-1].copy()
+        classes = rng.integers(0, 3, count)
+        tensors = (torch.from_numpy(x) for x in (boxes, scores, classes))
+        expected = batched_nms(*tensors, 0.45).tolist()
+        assert suppress(boxes, scores, classes, 0.45, 10_000).tolist() == expected
+        assert suppress(boxes, scores, classes, 0.45, 20).tolist() == expected[:20]
+
+
+def test_candidate_limits():
+    scores = np.array([[0.9, 0.1], [0.8, 0.7], [0.6, 0.2], [0.5, 0.65]], dtype=np.float32)
+    boxes = np.array([[i * 100, 0, i * 100 + 9, 9] for i in range(4)], dtype=np.float32)
+    options = dict(size=(9, 9), score_threshold=0.15, nms_threshold=0.5, clip_before_nms=False)
+    options.update(candidates=100, candidates_per_class=0, max_detections=100)
+    _, found, classes = select(boxes, scores, **options)
+    assert found.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.65, 0.6, 0.5, 0.2])
+    _, found, _ = select(boxes, scores, **{**options, "candidates": 3})
+    assert found.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    _, found, classes = select(boxes, scores, **{**options, "candidates_per_class": 1})
+    assert found.tolist() == pytest.approx([0.9, 0.7]) and classes.tolist() == [0, 1]
+    assert rank(np.array([1, 0, 1, 1, 0])).tolist() == [0, 0, 1, 2, 1]
+
+
+def test_average_precision_by_hand():
+    box = {"bbox": [10, 10, 60, 60], "bbox_mode": 0, "category_id": 0}
+    records = [{"annotations": [box]}, {"annotations": [box]}]
+    hit = (np.array([[10.0, 10, 60, 60]]), np.array([0.9]), np.array([0]))
+    none = (np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int))
+    assert average_precision(records, [hit, hit]) == pytest.approx(100)
+    assert average_precision(records, [hit, none]) == pytest.approx(50.5, abs=0.1)  # 51 of 101
+    assert average_precision(records, [none, none]) == 0
+    assert average_precision([{}, {}], [hit, hit]) is None
+
+
+def test_padding_of_detections_is_empty(bccd_model):
+    model = bccd_model[1]
+    module = WithNMS(ExportedSSD(model), model)
+    module.score_threshold = 2.0
+    boxes, scores, classes = module(torch.zeros(1, *model.input_size, 3, dtype=torch.uint8))
+    assert boxes.shape == (1, 100, 4) and boxes.abs().max() == 0
+    assert scores.abs().max() == 0 and (classes == -1).all()

@@ -1,0 +1,101 @@
+"""INT8 models, and which layers stay in float."""
+
+import collections
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from models import read_all
+
+from ssdlite_d2 import InputError
+from ssdlite_d2.export import ExportOptions, export_bundle
+from ssdlite_d2.export.bundled.detector import Detector
+from ssdlite_d2.export.quantize import OnnxQuantizer, fit_budget, layer_groups
+
+
+@pytest.fixture(scope="module")
+def bundles(bccd_model, tmp_path_factory):
+    """The same model in float32 and INT8, as ONNX."""
+    folder = tmp_path_factory.mktemp("int8")
+    for precision in ("fp32", "int8"):
+        options = ExportOptions(precision=precision, ap_budget=100.0, parity_images=0)
+        export_bundle(*bccd_model, str(folder / precision), options)
+    return folder
+
+
+def scores(bundle):
+    detector = Detector(bundle)
+    return np.stack([detector.run(detector.prepare([p]))[1] for p in read_all()])
+
+
+def test_int8_is_small_and_near_the_float_model(bundles):
+    sizes = {name: (bundles / name / "model.onnx").stat().st_size for name in ("fp32", "int8")}
+    assert sizes["int8"] <= 0.3 * sizes["fp32"]
+    exact, quantized = scores(bundles / "fp32"), scores(bundles / "int8")
+    assert 0 < np.abs(exact - quantized).mean() < 0.2 * exact.std()
+
+
+def test_no_float_activation_is_left_between_convolutions(bundles, tmp_path):
+    """What made INT8 slower than float32: a Clip in float behind each convolution."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "run.onnx")
+    options.log_severity_level = 3
+    model = str(bundles / "int8" / "model.onnx")
+    onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+    graph = onnx.load(str(tmp_path / "run.onnx")).graph
+    nodes = collections.Counter(node.op_type for node in graph.node)
+    assert nodes["QLinearConv"] > 80 and nodes["Conv"] == 0
+    assert nodes["Clip"] <= 1  # of the box decoding
+
+
+def test_weights_are_quantized_per_channel(bundles):
+    graph = onnx.load(str(bundles / "int8" / "model.onnx")).graph
+    scales = {x.name: x.dims for x in graph.initializer if x.name.endswith("_scale")}
+    weights = {x.name: x.dims for x in graph.initializer if x.name.endswith("weight_quantized")}
+    assert len(weights) > 80
+    for name, dims in weights.items():
+        assert list(scales[name.replace("_quantized", "_scale")]) == [dims[0]]
+
+
+def test_named_layers_stay_in_float(bundles, tmp_path):
+    detector = Detector(bundles / "fp32")
+    pictures = [detector.prepare([picture]) for picture in read_all()]
+    quantizer = OnnxQuantizer(bundles / "fp32" / "model.onnx", pictures, tmp_path)
+    groups = layer_groups(quantizer.convolutions())
+    assert len(groups["class predictors"]) == len(groups["box predictors"]) == 6
+    assert len(groups["first convolution"]) == 1 and "features.0" in groups["first convolution"][0]
+    assert sum(map(len, groups.values())) == len(quantizer.convolutions())
+    quantizer.write(tmp_path / "kept.onnx", groups["class predictors"])
+    graph = onnx.load(str(tmp_path / "kept.onnx")).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    kept = {n.name for n in graph.node if n.op_type == "Conv" and n.input[1] not in makers}
+    assert kept == set(groups["class predictors"])
+
+
+class Recorded:
+    """A quantizer and a trial in one, with given AP drops by what is in float."""
+
+    def __init__(self, gains, drop):
+        self.gains, self.whole, self.float_layers = gains, drop, []
+
+    def convolutions(self):
+        return [f"/backbone/features/{i}/Conv" for i in range(4)]
+
+    def write(self, path, float_layers):
+        self.float_layers = float_layers
+
+    def drop(self):
+        return self.whole - sum(self.gains[name] for name in self.float_layers)
+
+    error = drop
+
+
+def test_layers_go_back_to_float_until_the_budget_is_met():
+    names = Recorded({}, 0).convolutions()
+    case = Recorded(dict(zip(names, (0.5, 3.0, 0.1, 0.2))), 4.0)
+    assert fit_budget(case, case, None, 10.0) == []
+    assert fit_budget(case, case, None, 1.0) == [names[1]]
+    assert fit_budget(case, case, None, 0.6) == [names[1], names[0]]
+    with pytest.raises(InputError, match="INT8 costs 0.20 AP .* --ap-budget is 0.1"):
+        fit_budget(case, case, None, 0.1)
