@@ -34,7 +34,8 @@ setup(
         "torchvision>=0.19",
         "tqdm",
     ],
-    # eval is faster, lvis is for LVIS; the others are runtimes to export to. litert and executorch each want an environment of their own.
+    # eval is faster, lvis is for LVIS; the others are runtimes to export to. litert and executorch
+    # each want an environment of their own.
     extras_require={
         "eval": ["faster-coco-eval"],
         "lvis": ["lvis"],

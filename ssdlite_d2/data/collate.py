@@ -18,8 +18,9 @@ class Batch(list):
     """
 
     def __reduce__(self):
-        shapes = {sample["image"].shape for sample in self}
-        if len(shapes) != 1 or any(set(s["instances"]._fields) != FIELDS for s in self):
+        kinds = {(sample["image"].dtype, sample["image"].shape) for sample in self}
+        is_plain = len(kinds) == 1 and next(iter(kinds))[0] == torch.uint8
+        if not is_plain or any(set(s["instances"]._fields) != FIELDS for s in self):
             return list, (list(self),)
         images = _shared_stack([sample["image"].permute(1, 2, 0) for sample in self])
         return _unpack, (images, [_pack(sample) for sample in self])

@@ -200,10 +200,10 @@ class SSDTrainer(DefaultTrainer):
             super().after_step()
 
     def after_train(self) -> None:
+        if self.cfg.INPUT.ON_BAD_IMAGE == "skip" and comm.is_main_process():
+            report_skipped(self.cfg.OUTPUT_DIR)  # before the last evaluation, which may fail
         with failures_reported(self.cfg.OUTPUT_DIR):
             super().after_train()
-        if self.cfg.INPUT.ON_BAD_IMAGE == "skip" and comm.is_main_process():
-            report_skipped(self.cfg.OUTPUT_DIR)
 
     def state_dict(self) -> Dict[str, Any]:
         stream = self.data_loader.dataset

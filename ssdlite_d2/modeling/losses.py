@@ -1,9 +1,10 @@
-"""SSD's losses, as functions of tensors: float32 inside, defined when nothing is positive.
+"""SSD's losses, as functions of tensors: at least float32 inside, defined without positives.
 
 Letters: N images, R anchors, K foreground classes; background is class K, and anchors of class -1
 are left out.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def multibox_class_loss(
         labels: (N, R) in [-1, K]; K is background.
     """
     background = logits.shape[-1] - 1
-    logits = logits.float().flatten(0, 1)
+    logits = _single(logits).flatten(0, 1)
     loss = F.cross_entropy(logits, labels.flatten(), ignore_index=-1, reduction="none")
     loss = loss.view(labels.shape)  # 0 for -1
     positive = (labels >= 0) & (labels != background)
@@ -60,7 +61,7 @@ def focal_class_loss(
         labels: (N, R) in [-1, K]; K is background: the target is 0 in every class. Anchors of -1
             are left out.
     """
-    logits = logits.float()
+    logits = _single(logits)
     negative = _focal_term(logits, 1 - alpha, gamma).sum(dim=-1)  # (N, R)
     positive = (labels >= 0) & (labels < logits.shape[-1])
     score = logits[positive].gather(1, labels[positive][:, None])  # (P, 1)
@@ -80,4 +81,10 @@ def box_loss(deltas: Tensor, targets: Tensor, beta: float = 1.0) -> Tensor:
         deltas, targets: (P, 4) of the P positive anchors; P may be 0.
         beta: where the loss turns from quadratic to linear; 0 is plain L1.
     """
-    return F.smooth_l1_loss(deltas.float(), targets.float(), beta=beta, reduction="sum")
+    deltas = _single(deltas)
+    return F.smooth_l1_loss(deltas, targets.to(deltas), beta=beta, reduction="sum")
+
+
+def _single(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()

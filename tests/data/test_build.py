@@ -48,6 +48,9 @@ def test_a_batch_that_crossed_processes_is_the_same(bccd):
     travelled = pickle.loads(ForkingPickler.dumps(batch))
     assert type(travelled) is list and len(travelled) == 4
     assert all(same(a, b) for a, b in zip(batch, travelled))
+    floats = [{**s, "image": s["image"].float() + 0.5} for s in batch]
+    back = pickle.loads(ForkingPickler.dumps(build_collator(config())(floats)))
+    assert all(same(a, b) for a, b in zip(floats, back))
     batch[0]["instances"].extra = torch.zeros(len(batch[0]["instances"]))  # fields of others
     assert "extra" in pickle.loads(ForkingPickler.dumps(batch))[0]["instances"].get_fields()
 
