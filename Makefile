@@ -58,7 +58,7 @@ lint: .venv/ready
 	$(bin)/ruff format --check .
 
 test: lint
-	$(python) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf .venv .cache output

@@ -243,9 +243,8 @@ FORMATS: Dict[str, Format] = {
 def find_format(name: str) -> Format:
     """
     Raises:
-        InputError: there is no such format, or a package that it needs is missing.
+        InputError: there is no such format.
     """
     if name not in FORMATS:
         raise InputError(f"--format is '{name}'; it is one of {', '.join(FORMATS)}")
-    FORMATS[name].require()
     return FORMATS[name]

@@ -62,4 +62,5 @@ class ExportOptions:
             raise InputError(f"--calibration-images is {self.calibration_images}; 1 is the least")
         if self.parity_images < 0:
             raise InputError(f"--parity-images is {self.parity_images}; 0 leaves the report out")
+        chosen.require()
         return chosen
