@@ -29,6 +29,7 @@ setup(
         "opencv-python>=4.11",
         "pillow",
         "pycocotools",
+        "pyyaml",
         "tabulate",
         "torch>=2.4",  # fused optimizers on the CPU
         "torchvision>=0.19",

@@ -1,6 +1,5 @@
 """YOLO's text files: a line ``class x y w h`` per object, in shares of the picture's size."""
 
-import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -53,17 +52,16 @@ class YoloEntry(Entry):
         ids = self.class_ids(problems)
         dicts = []
         for picture in self._pictures():
-            size = picture_size(picture, problems) if picture.is_file() else None
+            if not picture.is_file():
+                problems.add(MISSING_PICTURE, picture, "no such picture, though it is listed")
+                continue
+            size = picture_size(picture, problems)
             if size is None:
-                if not picture.is_file():
-                    problems.add(MISSING_PICTURE, picture, "no such picture, though it is listed")
                 continue
             dicts.append(
                 {
                     "file_name": str(picture),
-                    "image_id": str(picture.relative_to(self.root))
-                    if picture.is_relative_to(self.root)
-                    else str(picture),
+                    "image_id": str(picture),
                     "height": size[0],
                     "width": size[1],
                     "annotations": _annotations(self._label(picture), names, size, ids, problems),
@@ -118,7 +116,7 @@ class YoloEntry(Entry):
         parts = list(picture.parts)
         if "images" in parts:
             parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-        return Path(os.sep.join(parts).replace("//", "/")).with_suffix(".txt")
+        return Path(*parts).with_suffix(".txt")
 
 
 def _annotations(
