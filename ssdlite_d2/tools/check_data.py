@@ -15,7 +15,6 @@ import numpy as np
 import tqdm
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from ..config import load_config
@@ -31,6 +30,7 @@ from ..data.coverage import anchor_coverage, anchors_of
 from ..data.datasets.annotations import Problem
 from ..engine import finish_config
 from ..errors import InputError
+from .program import program
 
 SAMPLE = 20_000  # boxes of a set that are compared with the anchors, at most
 SIZES = ((0, 16), (16, 32), (32, 96), (96, 10**6))  # pixels of the network input
@@ -156,12 +156,8 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> None:
     args = get_parser().parse_args()
-    for name in ("fvcore", "detectron2", "ssdlite_d2"):
-        setup_logger(name=name).setLevel(logging.ERROR)
-    try:
+    with program(logging.ERROR):
         defects = run(args)
-    except InputError as error:
-        sys.exit(f"error: {error}")
     print(f"\n{defects} defects")
     sys.exit(int(defects > 0))
 

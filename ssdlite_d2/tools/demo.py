@@ -20,7 +20,6 @@ import tqdm
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
-from detectron2.utils.logger import setup_logger
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
 
@@ -28,6 +27,7 @@ from ..config import load_config
 from ..engine import build_predictor, finish_config
 from ..engine.predictor import SSDPredictor
 from ..errors import InputError
+from .program import program
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 WINDOW = "SSD detections"
@@ -223,12 +223,8 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> None:
     args = get_parser().parse_args()
-    for name in ("fvcore", "detectron2", "ssdlite_d2"):
-        setup_logger(name=name)
-    try:
+    with program(logging.INFO):
         sys.exit(run(args))
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,14 @@ python -m ssdlite_d2.tools.export --config-file configs/ssdlite_mnv2.yaml --form
 
 import argparse
 import logging
-import sys
 
 from detectron2.modeling import build_model
-from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import SSDCheckpointer
 from ..config import load_config
 from ..engine import finish_config
-from ..errors import InputError
 from ..export import FORMATS, ExportOptions, export_bundle
+from .program import program
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -93,12 +91,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = get_parser().parse_args()
-    for name in ("fvcore", "detectron2", "ssdlite_d2"):
-        setup_logger(name=name).setLevel(logging.WARNING)
-    try:
+    with program():
         run(args)
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ python -m ssdlite_d2.tools.visualize_data --config-file configs/ssdlite_mnv2_bcc
 """
 
 import argparse
-import logging
-import sys
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence
 
@@ -14,7 +12,6 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 
 from ..config import load_config
@@ -22,6 +19,7 @@ from ..data.build import build_collator, build_train_mapper, load_train_records
 from ..data.dataset_mapper import IGNORED
 from ..engine import finish_config
 from ..errors import InputError
+from .program import program
 
 GAP = 4  # pixels between the pictures of a sheet
 
@@ -111,12 +109,8 @@ def run(args: argparse.Namespace) -> List[Path]:
 
 def main() -> None:
     args = get_parser().parse_args()
-    for name in ("fvcore", "detectron2", "ssdlite_d2"):
-        setup_logger(name=name).setLevel(logging.WARNING)
-    try:
+    with program():
         run(args)
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

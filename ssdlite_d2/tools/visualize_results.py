@@ -5,8 +5,6 @@ python -m ssdlite_d2.tools.visualize_results --config-file configs/ssdlite_mnv2_
 """
 
 import argparse
-import logging
-import sys
 from pathlib import Path
 
 import cv2
@@ -14,13 +12,13 @@ import numpy as np
 import tqdm
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
 from ..data.datasets import dataset_errors
 from ..engine import build_predictor, finish_config
 from ..engine.visuals import side_by_side
 from ..errors import InputError
+from .program import program
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -68,12 +66,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = get_parser().parse_args()
-    for name in ("fvcore", "detectron2", "ssdlite_d2"):
-        setup_logger(name=name).setLevel(logging.WARNING)
-    try:
+    with program():
         run(args)
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

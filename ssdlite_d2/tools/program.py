@@ -1,0 +1,21 @@
+"""How the command-line tools log, and how they end on wrong input."""
+
+import contextlib
+import logging
+import sys
+from typing import Iterator
+
+from detectron2.utils.logger import setup_logger
+
+from ..errors import InputError
+
+
+@contextlib.contextmanager
+def program(level: int = logging.WARNING) -> Iterator[None]:
+    """Log from a level on; an InputError ends the program with its one line and exit status 1."""
+    for name in ("fvcore", "detectron2", "ssdlite_d2"):
+        setup_logger(name=name).setLevel(level)
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f"error: {error}")
