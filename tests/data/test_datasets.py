@@ -9,14 +9,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from ssdlite_d2 import InputError, load_config
 from ssdlite_d2.data import register_datasets, resolve_datasets, resolve_num_classes
 
-
-@pytest.fixture(autouse=True)
-def clean():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+pytestmark = pytest.mark.usefixtures("clean_catalog")
 
 
 def config(*entries, **keys):

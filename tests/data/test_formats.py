@@ -12,14 +12,7 @@ from PIL import Image
 from ssdlite_d2 import InputError, load_config
 from ssdlite_d2.data import build_train_loader, resolve_datasets
 
-
-@pytest.fixture(autouse=True)
-def clean():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+pytestmark = pytest.mark.usefixtures("clean_catalog")
 
 
 def config(*entries, train=None, test=()):
