@@ -94,10 +94,14 @@ def add_ssd_config(cfg: CN) -> None:
     # Clip boxes to the picture before suppression, as torchvision does, and not only after it.
     _C.MODEL.SSD.CLIP_BEFORE_NMS_TEST = False
 
-    # How predictors (the demo, build_predictor) run the network: "eager", as it was trained;
-    # "fused", as one frozen graph with the norms folded into the convolutions; "fused_bfloat16",
-    # the same with bfloat16 arithmetic.
+    # How predictors (the demo, build_predictor) and --eval-only run the network: "eager", as it was
+    # trained; "fused", as one frozen graph with the norms folded into the convolutions;
+    # "fused_bfloat16", the same with bfloat16 arithmetic.
     _C.MODEL.SSD.INFERENCE = "eager"
+
+    # Quantization-aware training: convolutions round weights and inputs as INT8 does, in train_net,
+    # its evaluations included. Checkpoints are those of the float model.
+    _C.MODEL.SSD.QAT = False
 
     # Detectron2's SIZES and ASPECT_RATIOS mean, for SSDAnchorGenerator, one list per feature map:
     # SIZES[i] = [s, t], in pixels of the network input: a square of s, a square of sqrt(s * t) and,

@@ -8,10 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 
 from ..checkpoint import SSDCheckpointer
-from ..errors import InputError
-from ..modeling.fusion import fuse_for_inference
-
-MODES = {"eager": None, "fused": torch.float32, "fused_bfloat16": torch.bfloat16}
+from ..modeling.fusion import for_inference
 
 
 class SSDPredictor(DefaultPredictor):
@@ -26,16 +23,12 @@ class SSDPredictor(DefaultPredictor):
         Raises:
             InputError: MODEL.WEIGHTS is missing or does not fit the model, or the mode is unknown.
         """
-        mode = cfg.MODEL.SSD.INFERENCE
-        if mode not in MODES:
-            raise InputError(f"MODEL.SSD.INFERENCE is '{mode}'; it is one of {', '.join(MODES)}")
         cfg = cfg.clone()
         cfg.defrost()
         weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
         super().__init__(cfg)
         SSDCheckpointer(self.model).load(weights)
-        if MODES[mode] is not None:
-            self.model = fuse_for_inference(self.model, MODES[mode])
+        self.model = for_inference(self.model, cfg.MODEL.SSD.INFERENCE)
 
     def predict(self, pictures: Sequence[np.ndarray]) -> List[Dict]:
         """

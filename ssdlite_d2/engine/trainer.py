@@ -28,6 +28,8 @@ from ..data.datasets import dataset_errors
 from ..data.samplers import resumable_loader
 from ..errors import InputError
 from ..evaluation import BoxEvaluator, VOCEvaluator, merge_results, report_results
+from ..modeling.fusion import for_inference
+from ..modeling.quantization import round_convolutions
 from .ema import EMAHook, ModelEMA
 from .guards import NonFiniteGuard, StopSignal, WorkerDied, failures_reported
 from .hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN, StopHook, checkpoint_name
@@ -158,7 +160,10 @@ class SSDTrainer(DefaultTrainer):
         last = resume and checkpointer.has_checkpoint()
         checkpointer.load(checkpointer.get_checkpoint_file() if last else cfg.MODEL.WEIGHTS)
         ema = averaged.get("ema")
-        return cls.test_averaged(cfg, model, ema if ema and ema.n_averaged else None)
+        ema = ema if ema and ema.n_averaged else None
+        if ema:
+            ema.module = for_inference(ema.module, cfg.MODEL.SSD.INFERENCE)
+        return cls.test_averaged(cfg, for_inference(model, cfg.MODEL.SSD.INFERENCE), ema)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As the parent's.
@@ -220,6 +225,13 @@ class SSDTrainer(DefaultTrainer):
         super().load_state_dict(state)
         stream, saved = self.data_loader.dataset, state["stream"]
         stream.seed, stream.position = saved["seed"], saved["position"]
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        if cfg.MODEL.SSD.QAT:
+            round_convolutions(model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -9,7 +9,11 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..errors import InputError
+
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+# Number types of the fused network, by MODEL.SSD.INFERENCE.
+MODES = {"eager": None, "fused": torch.float32, "fused_bfloat16": torch.bfloat16}
 
 
 def fold_norms(module: nn.Module) -> nn.Module:
@@ -77,3 +81,14 @@ def fuse_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> 
         model.backbone = torch.jit.freeze(torch.jit.trace(network, image, **trace))
         model.head = torch.jit.freeze(torch.jit.trace(head, (features,), **trace))
     return model
+
+
+def for_inference(model: nn.Module, mode: str) -> nn.Module:
+    """A trained SSD as MODEL.SSD.INFERENCE wants it.
+
+    Raises:
+        InputError: there is no such mode.
+    """
+    if mode not in MODES:
+        raise InputError(f"MODEL.SSD.INFERENCE is '{mode}'; it is one of {', '.join(MODES)}")
+    return model if MODES[mode] is None else fuse_for_inference(model, MODES[mode])

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from runs import forked, options
@@ -17,8 +18,9 @@ def folder(tmp_path_factory):
     keys += ["bbox_EMA/AP50"]
     runs = [{"args": options(root / "train", *keys)}]
     weights = ["MODEL.WEIGHTS", root / "train" / "model_0000001.pth"]
-    for name in ("first", "second"):
-        args = options(root / name, *keys, *weights)
+    for name in ("first", "second", "fused"):
+        mode = ["MODEL.SSD.INFERENCE", "fused"] if name == "fused" else []
+        args = options(root / name, *keys, *weights, *mode)
         runs.append({"args": ["--eval-only", *(word for word in args if word != "--resume")]})
     results = forked(*runs)
     assert all(code == 0 for code, _ in results), [text[-3000:] for _, text in results]
@@ -34,6 +36,15 @@ def test_weights_are_evaluated_the_same_every_time(folder):
     assert trained == first == second
     assert set(first["tiny"]) == {"bbox", "bbox_EMA"}
     assert {"AP", "AP50", "AP-Platelets"} <= set(first["tiny"]["bbox"])
+
+
+def test_fused_network_is_evaluated_when_asked(folder):
+    def scores(name):
+        found = json.loads((folder / name / "inference" / "coco_instances_results.json").read_text())
+        return np.array([detection["score"] for detection in found])
+
+    assert scores("first") == pytest.approx(scores("fused"), abs=1e-4)
+    assert (scores("first") != scores("fused")).any()
 
 
 def test_best_weights_are_those_of_the_metric(folder):

@@ -1,6 +1,7 @@
 """INT8 models, and which layers stay in float."""
 
 import collections
+import copy
 
 import numpy as np
 import onnx
@@ -11,7 +12,9 @@ from models import read_all
 from ssdlite_d2 import InputError
 from ssdlite_d2.export import ExportOptions, export_bundle
 from ssdlite_d2.export.bundled.detector import Detector
+from ssdlite_d2.export.parity import raw_outputs
 from ssdlite_d2.export.quantize import OnnxQuantizer, fit_budget, layer_groups
+from ssdlite_d2.modeling.quantization import round_convolutions
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,19 @@ def test_int8_is_small_and_near_the_float_model(bundles):
     assert sizes["int8"] <= 0.3 * sizes["fp32"]
     exact, quantized = scores(bundles / "fp32"), scores(bundles / "int8")
     assert 0 < np.abs(exact - quantized).mean() < 0.2 * exact.std()
+
+
+def test_training_rounds_as_much_as_the_runtime(bundles, bccd_model):
+    """Quantization-aware training sees errors of the runtime's size, in the same places."""
+    model = copy.deepcopy(bccd_model[1])
+    round_convolutions(model)
+    detector = Detector(bundles / "fp32")
+    images = [detector.prepare([picture]) for picture in read_all()]
+    rounded = np.stack([raw_outputs(model, image, "RGB")[1] for image in images])
+    exact, quantized = scores(bundles / "fp32"), scores(bundles / "int8")
+    assert 0.7 < (rounded - exact).std() / (quantized - exact).std() < 1.3
+    errors = np.stack([(rounded - exact).ravel(), (quantized - exact).ravel()])
+    assert np.corrcoef(errors)[0, 1] > 0.2
 
 
 def test_no_float_activation_is_left_between_convolutions(bundles, tmp_path):

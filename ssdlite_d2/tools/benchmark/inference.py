@@ -22,7 +22,7 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from ...config import load_config
 from ...engine import build_predictor, finish_config
-from ...engine.predictor import MODES, SSDPredictor
+from ...engine.predictor import SSDPredictor
 from ...errors import InputError
 from ...export import FORMATS, ExportOptions, export_bundle
 from ...export.accuracy import Found, average_precision
@@ -30,6 +30,7 @@ from ...export.bundled.detector import Detector
 from ...export.parity import parity_dataset, raw_outputs
 from ...export.pictures import choose_records, read
 from ...modeling import SSD
+from ...modeling.fusion import MODES
 from .timing import alternate, report
 
 BATCH = 8  # pictures at once, for the throughput
