@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 IGNORED = -1  # class of a region in which anchors are neither right nor wrong
 TREATMENTS = ("keep", "drop", "ignore")
 ON_BAD_IMAGE = ("raise", "skip")
+SUBSTITUTES = 100  # drawn for a bad picture before giving up
 
 
 class Sample(NamedTuple):
@@ -59,10 +60,10 @@ class SSDDatasetMapper:
             crowd, difficult: whether these objects are trained on as others are ("keep"), are
                 background ("drop") or are neither ("ignore": their class becomes -1).
             mosaic_prob: chance of a picture made of four, three of them from ``records``.
-            records: the data set that mosaics take pictures from.
+            records: the data set that mosaics, and substitutes of bad pictures, are taken from.
             read: as ``read_picture``.
-            on_skip: is told the file and what is wrong of a bad picture, which is then mapped to
-                None; without it, a bad picture is an error.
+            on_skip: is told the file and what is wrong of a bad picture, for which another one is
+                drawn; without it, a bad picture is an error.
         """
         self.is_train = is_train
         self.augmentations = augmentations
@@ -97,27 +98,36 @@ class SSDDatasetMapper:
             **kwargs,
         }
 
-    def __call__(self, dataset_dict: Dict) -> Optional[Dict]:
+    def __call__(self, dataset_dict: Dict) -> Dict:
         """
         Args:
             dataset_dict: of one picture, in Detectron2's format.
 
         Returns:
             dict: the same without annotations; ``image`` (3, h, w) uint8; in training ``instances``
-            with ``gt_boxes`` (M, 4) in pixels of that image and ``gt_classes`` (M,). None for a bad
-            picture that is to be skipped.
+            with ``gt_boxes`` (M, 4) in pixels of that image and ``gt_classes`` (M,).
 
         Raises:
-            InputError: the picture cannot be read, or is not of the annotated size.
+            InputError: the picture cannot be read, or is not of the annotated size; with
+                ``on_skip``, so many in a row cannot.
         """
+        for _ in range(SUBSTITUTES):
+            try:
+                sample = self._sample(dataset_dict)
+                break
+            except InputError as error:
+                if self.on_skip is None:
+                    raise
+                self.on_skip(dataset_dict["file_name"], str(error))
+                # from the generator that a sample's other draws come from: a resumed run draws the
+                # same, which Detectron2's MapDataset, for samples that are None, would not
+                dataset_dict = self.records[np.random.randint(len(self.records))]
+        else:
+            raise InputError(
+                f"INPUT.ON_BAD_IMAGE skip: {SUBSTITUTES} pictures in a row are bad; "
+                "ssdlite_d2.tools.check_data lists them"
+            )
         mapped = {k: v for k, v in dataset_dict.items() if k != "annotations"}
-        try:
-            sample = self._sample(dataset_dict)
-        except InputError as error:
-            if self.on_skip is None:
-                raise
-            self.on_skip(dataset_dict["file_name"], str(error))
-            return None
         # A view: the model wants the channels last, as they are.
         mapped["image"] = torch.from_numpy(sample.image).permute(2, 0, 1)
         if self.is_train:

@@ -1,5 +1,7 @@
 """The training loader: what it leaves out, caches, skips, and how batches travel."""
 
+import collections
+import itertools
 import pickle
 from multiprocessing.reduction import ForkingPickler
 
@@ -16,6 +18,7 @@ from ssdlite_d2.data.build import build_collator, build_train_mapper, load_train
 from ssdlite_d2.data.cache import PictureCache
 from ssdlite_d2.data.reader import read_picture
 from ssdlite_d2.data.skipped import report_skipped
+from ssdlite_d2.engine import SSDTrainer
 
 DRAWN = ["INPUT.SIZE", (128, 128), "SOLVER.IMS_PER_BATCH", 4, "SOLVER.REFERENCE_WORLD_SIZE", 0]
 
@@ -142,6 +145,31 @@ def test_bad_pictures_are_skipped_and_listed(bccd_copy, tmp_path):
     assert "00007.jpg is 50 x 50, but annotated as 640 x 480" in reasons[1]
     with pytest.raises(InputError, match="BloodImage_0000[07].jpg"):
         first(config(), batches=3)
+
+
+def test_resumed_runs_draw_the_same_substitutes(bccd_copy, tmp_path):
+    (bccd_copy / "JPEGImages" / "BloodImage_00343.jpg").write_bytes(b"no picture")
+    cfg = config("INPUT.ON_BAD_IMAGE", "skip", "OUTPUT_DIR", str(tmp_path), "SEED", 4)
+
+    def batches(position, count):
+        loader = SSDTrainer.build_train_loader(cfg)
+        loader.dataset.position = position
+        return [sample for batch in itertools.islice(loader, count) for sample in batch]
+
+    whole = batches(0, 10)
+    later = batches(4 * cfg.SOLVER.IMS_PER_BATCH, 6)
+    assert len(later) == 6 * cfg.SOLVER.IMS_PER_BATCH
+    assert all(same(a, b) for a, b in zip(whole[-len(later) :], later))
+    names = collections.Counter(sample["file_name"][-9:] for sample in whole)
+    assert set(names) == {"00000.jpg", "00007.jpg", "00338.jpg"}
+
+
+def test_nothing_but_bad_pictures_is_an_error(bccd_copy, tmp_path):
+    for picture in (bccd_copy / "JPEGImages").iterdir():
+        picture.write_bytes(b"no picture")
+    cfg = config("INPUT.ON_BAD_IMAGE", "skip", "OUTPUT_DIR", str(tmp_path))
+    with pytest.raises(InputError, match="100 pictures in a row are bad"):
+        first(cfg)
 
 
 def test_pictures_without_a_box_to_train_on_are_left_out(bccd_copy):

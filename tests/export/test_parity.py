@@ -11,7 +11,14 @@ from models import as_inputs, lively_model, read_all, resized
 from ssdlite_d2 import InputError
 from ssdlite_d2.export import ExportedSSD, ExportOptions, WithNMS, export_bundle
 from ssdlite_d2.export.accuracy import average_precision
-from ssdlite_d2.export.bundled.detector import RUNTIMES, Detector, rank, select, suppress
+from ssdlite_d2.export.bundled.detector import (
+    RUNTIMES,
+    Detector,
+    PredictError,
+    rank,
+    select,
+    suppress,
+)
 from ssdlite_d2.export.formats import FORMATS, Job
 from ssdlite_d2.export.parity import detect, match, raw_outputs
 
@@ -58,7 +65,7 @@ def test_bundle_detects_what_the_model_detects(format, bccd_model, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"b"}
 
 
-@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torchscript"])
 @pytest.mark.parametrize("batch", ["1", "3"])
 def test_suppression_inside_equals_suppression_outside(format, batch, bccd_model, tmp_path):
     cfg, model = bccd_model
@@ -72,7 +79,7 @@ def test_suppression_inside_equals_suppression_outside(format, batch, bccd_model
         assert len(match(ours, inside, 0.5)) == len(ours[1]) == len(inside[1]) > 10
 
 
-@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torchscript"])
 def test_resize_inside_takes_any_picture(format, bccd_model, tmp_path):
     cfg, model = bccd_model
     options = ExportOptions(format=format, resize=True, parity_images=0)
@@ -84,9 +91,10 @@ def test_resize_inside_takes_any_picture(format, bccd_model, tmp_path):
         assert len(match(ours, theirs, 0.5)) == len(ours[1]) == len(theirs[1]) > 10
 
 
-def test_dynamic_batch_equals_single_pictures(bccd_model, tmp_path):
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torchscript"])
+def test_dynamic_batch_equals_single_pictures(format, bccd_model, tmp_path):
     cfg, model = bccd_model
-    options = ExportOptions(batch="dynamic", parity_images=0)
+    options = ExportOptions(format=format, batch="dynamic", parity_images=0)
     export_bundle(cfg, model, str(tmp_path / "b"), options)
     detector, pictures = Detector(tmp_path / "b"), read_all()
     together = detector(pictures)
@@ -178,3 +186,12 @@ def test_padding_of_detections_is_empty(bccd_model):
     boxes, scores, classes = module(torch.zeros(1, *model.input_size, 3, dtype=torch.uint8))
     assert boxes.shape == (1, 100, 4) and boxes.abs().max() == 0
     assert scores.abs().max() == 0 and (classes == -1).all()
+
+
+def test_pictures_of_other_kinds_are_named(bccd_model, tmp_path):
+    export_bundle(*bccd_model, str(tmp_path / "b"), ExportOptions(parity_images=0))
+    detector = Detector(tmp_path / "b")
+    colour = read_all()[0]
+    for picture in (colour[:, :, 0], colour[:, :, :2], colour.astype(np.float32)):
+        with pytest.raises(PredictError, match=r"uint8 \(height, width, 3\) is needed"):
+            detector([picture])

@@ -27,6 +27,16 @@ def bundles(bccd_model, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def openvino_bundles(bccd_model, tmp_path_factory):
+    """The same for OpenVINO."""
+    folder = tmp_path_factory.mktemp("openvino")
+    for precision in ("fp32", "int8"):
+        options = ExportOptions("openvino", precision, ap_budget=100.0, parity_images=0)
+        export_bundle(*bccd_model, str(folder / precision), options)
+    return folder
+
+
 def scores(bundle):
     detector = Detector(bundle)
     return np.stack([detector.run(detector.prepare([p]))[1] for p in read_all()])

@@ -1,6 +1,7 @@
 """The export tool and what it writes, from the outside."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -27,12 +28,15 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     _, model = lively_model("ssdlite_mnv2_bccd.yaml", as_inputs(read_all()), "DATASETS.TEST", "()")
     SSDCheckpointer(model, str(folder)).save("model")
+    shutil.copytree(ASSETS / "bccd", folder / "bccd")
+    (folder / "bccd" / "ImageSets" / "Main" / "hollow.txt").touch()
     entry = f"{{NAME: bccd_test, FORMAT: voc, ROOT: bccd, SPLIT: all, CLASSES: {CLASSES}}}"
+    hollow = f"{{NAME: hollow, FORMAT: voc, ROOT: bccd, SPLIT: hollow, CLASSES: {CLASSES}}}"
     path = folder / "model.yaml"
     path.write_text(
         f"_BASE_: {ROOT / 'configs' / 'ssdlite_mnv2_bccd.yaml'}\n"
         f"MODEL: {{WEIGHTS: {folder}/model.pth}}\n"
-        f'DATASETS:\n  REGISTER:\n  - {entry}\n  TRAIN: ("bccd_test",)\n'
+        f'DATASETS:\n  REGISTER:\n  - {entry}\n  - {hollow}\n  TRAIN: ("bccd_test",)\n'
     )
     return path
 
@@ -80,15 +84,18 @@ def test_bundle_runs_without_the_training_side(bundle, tmp_path):
     cv2.imwrite(str(source / "colour.png"), pictures[0])
     cv2.imwrite(str(source / "grey.png"), pictures[1][:, :, 0])
     cv2.imwrite(str(source / "alpha.png"), cv2.cvtColor(pictures[0], cv2.COLOR_BGR2BGRA))
+    cv2.imwrite(str(source / "deep.png"), pictures[0].astype(np.uint16) * 256)
     video(tmp_path / "film.mp4", pictures[:3])
     program = ["-c", BARE, bundle / "predict.py", source, tmp_path / "film.mp4"]
     done = run(*program, "--output", tmp_path / "drawn", "--threshold", "0.2")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     names = [entry["file"].rsplit("/", 1)[1] for entry in found]
-    assert names == ["alpha.png", "colour.png", "grey.png", *["film.mp4"] * 3]
-    assert [entry.get("frame") for entry in found] == [None] * 3 + [0, 1, 2]
-    assert found[0]["detections"] == found[1]["detections"]
+    assert names == ["alpha.png", "colour.png", "deep.png", "grey.png", *["film.mp4"] * 3]
+    assert [entry.get("frame") for entry in found] == [None] * 4 + [0, 1, 2]
+    assert found[0]["detections"] == found[1]["detections"] == found[2]["detections"]
+    beside = run(*program[2:])  # with the training side in reach
+    assert beside.stdout == done.stdout
     for entry in found:
         assert (entry["width"], entry["height"]) == (640, 480)
         assert len(entry["detections"]) > 5
@@ -137,13 +144,16 @@ def test_export_names_wrong_input(config, bundle, tmp_path):
         (case("--precision int8", format="torchscript"), "torchscript has fp32"),
         (case("--batch none"), "--batch is none"),
         (case(int8, "nowhere"), "data set 'nowhere' is unknown"),
+        (case(int8, "hollow"), "hollow"),
+        (case("--parity-dataset hollow"), "hollow"),
         (case("--parity-dataset nowhere"), "--parity-dataset: data set 'nowhere'"),
         (case(f"--parity-images 1 opts MODEL.SSD.NUM_CLASSES 4 {no_data}"), "for 3 classes"),
         (case("--parity-images 1 opts MODEL.WEIGHTS no.pth"), "no.pth"),
         (case(output="/proc/x/y"), "--output: /proc/x/y"),
         (case(output=tmp_path / "occupied"), "occupied exists and is no bundle"),
     ]
-    codes = exits("ssdlite_d2.tools.export", *(c for c, _ in cases), DETECTRON2_DATASETS=ASSETS)
+    commands = (command for command, _ in cases)
+    codes = exits("ssdlite_d2.tools.export", *commands, DETECTRON2_DATASETS=config.parent)
     for code, (_, words) in zip(codes, cases):
         assert_error(code, words)
     assert {path.name for path in tmp_path.iterdir()} == {"occupied", "none.txt"}
