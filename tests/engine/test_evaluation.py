@@ -40,7 +40,8 @@ def test_weights_are_evaluated_the_same_every_time(folder):
 
 def test_fused_network_is_evaluated_when_asked(folder):
     def scores(name):
-        found = json.loads((folder / name / "inference" / "coco_instances_results.json").read_text())
+        file = folder / name / "inference" / "coco_instances_results.json"
+        found = json.loads(file.read_text())
         return np.array([detection["score"] for detection in found])
 
     assert scores("first") == pytest.approx(scores("fused"), abs=1e-4)

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_input, make_model
 from detectron2.utils.events import EventStorage
 
 from ssdlite_d2.checkpoint import SSDCheckpointer
-from ssdlite_d2.engine.hooks import BestCheckpointer, PeriodicCheckpointer
+from ssdlite_d2.engine.hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN
 from ssdlite_d2.engine.visuals import plot_training, read_metrics
 
 
@@ -75,3 +75,33 @@ def test_curves_are_drawn_from_any_metrics(tmp_path):
     for name, metrics in (("empty", []), ("full", rows)):
         plot_training(metrics, str(tmp_path / f"{name}.png"))
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_precise_statistics_are_the_mean_over_the_same_batches_every_time():
+    model = make_model(3).train()
+    inputs = [make_input([[20, 20, 90, 90]], [1], seed=i) for i in range(4)]
+    batches = [inputs[:2], inputs[2:]]
+    convolution, norm, _ = model.backbone.features[0]
+    hook = PreciseBN(1, model, IterAgain(batches), 2)
+    hook.trainer = SimpleNamespace(storage=None)
+    statistics = []
+    for _ in range(2):
+        norm.running_mean.fill_(7.0)  # as if trained on
+        with EventStorage():
+            hook.update_stats()
+        statistics.append((norm.running_mean.clone(), norm.running_var.clone()))
+    assert all(torch.equal(a, b) for a, b in zip(*statistics))
+    with torch.no_grad():
+        seen = [convolution(model.preprocess_image(batch).tensor) for batch in batches]
+    means = torch.stack([x.mean(dim=(0, 2, 3)) for x in seen])
+    assert torch.allclose(statistics[0][0], means.mean(dim=0), atol=1e-4)
+
+
+class IterAgain:
+    """A loader whose iterations start anew, as that of a seeded stream."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
