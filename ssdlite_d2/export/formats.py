@@ -139,9 +139,16 @@ def write_openvino(job: Job) -> None:
 
     onnx_path = job.path.with_suffix(".onnx")
     write_onnx(job._replace(path=onnx_path, precision="fp32"))
-    model = openvino.convert_model(str(onnx_path))
-    openvino.save_model(model, str(job.path), compress_to_fp16=job.precision == "fp16")
+    save_openvino(openvino.convert_model(str(onnx_path)), job.path, job.precision == "fp16")
     onnx_path.unlink()
+
+
+def save_openvino(model, path: Path, compress_to_fp16: bool = False) -> None:
+    """Write an openvino.Model; its text without the indentation, a fifth of it."""
+    import openvino
+
+    openvino.save_model(model, str(path), compress_to_fp16)
+    path.write_text("".join(line.strip() for line in path.read_text().splitlines()))
 
 
 def write_coreml(job: Job) -> None:

@@ -6,6 +6,7 @@ import copy
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 from models import read_all
 
@@ -18,23 +19,19 @@ from ssdlite_d2.modeling.quantization import round_convolutions
 
 
 @pytest.fixture(scope="module")
-def bundles(bccd_model, tmp_path_factory):
-    """The same model in float32 and INT8, as ONNX."""
-    folder = tmp_path_factory.mktemp("int8")
-    for precision in ("fp32", "int8"):
-        options = ExportOptions(precision=precision, ap_budget=100.0, parity_images=0)
-        export_bundle(*bccd_model, str(folder / precision), options)
-    return folder
+def all_bundles(bccd_model, tmp_path_factory):
+    """The same model in float32 and INT8, as ONNX and OpenVINO."""
+    root = tmp_path_factory.mktemp("int8")
+    for format in ("onnx", "openvino"):
+        for precision in ("fp32", "int8"):
+            options = ExportOptions(format, precision, ap_budget=100.0, parity_images=0)
+            export_bundle(*bccd_model, str(root / format / precision), options)
+    return root
 
 
-@pytest.fixture(scope="module")
-def openvino_bundles(bccd_model, tmp_path_factory):
-    """The same for OpenVINO."""
-    folder = tmp_path_factory.mktemp("openvino")
-    for precision in ("fp32", "int8"):
-        options = ExportOptions("openvino", precision, ap_budget=100.0, parity_images=0)
-        export_bundle(*bccd_model, str(folder / precision), options)
-    return folder
+@pytest.fixture
+def bundles(all_bundles):
+    return all_bundles / "onnx"
 
 
 def scores(bundle):
@@ -42,10 +39,12 @@ def scores(bundle):
     return np.stack([detector.run(detector.prepare([p]))[1] for p in read_all()])
 
 
-def test_int8_is_small_and_near_the_float_model(bundles):
-    sizes = {name: (bundles / name / "model.onnx").stat().st_size for name in ("fp32", "int8")}
-    assert sizes["int8"] <= 0.3 * sizes["fp32"]
-    exact, quantized = scores(bundles / "fp32"), scores(bundles / "int8")
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_int8_is_small_and_near_the_float_model(all_bundles, format):
+    exact, quantized = (all_bundles / format / precision for precision in ("fp32", "int8"))
+    sizes = [Detector(bundle).spec["bytes"] for bundle in (exact, quantized)]
+    assert sizes[1] <= 0.3 * sizes[0]
+    exact, quantized = scores(exact), scores(quantized)
     assert 0 < np.abs(exact - quantized).mean() < 0.2 * exact.std()
 
 
@@ -82,6 +81,18 @@ def test_weights_are_quantized_per_channel(bundles):
     assert len(weights) > 80
     for name, dims in weights.items():
         assert list(scales[name.replace("_quantized", "_scale")]) == [dims[0]]
+
+
+def test_openvino_computes_convolutions_in_int8(all_bundles):
+    model = openvino.Core().compile_model(
+        str(all_bundles / "openvino" / "int8" / "model.xml"), "CPU"
+    )
+    kinds = collections.Counter()
+    for operation in model.get_runtime_model().get_ops():
+        info = operation.get_rt_info()
+        if info["layerType"].astype(str) == "Convolution":
+            kinds[info["runtimePrecision"].astype(str)] += 1
+    assert sum(kinds.values()) > 80 and set(kinds) <= {"i8", "u8"}
 
 
 def test_named_layers_stay_in_float(bundles, tmp_path):
