@@ -1,7 +1,8 @@
 """Speed of the training mapper beside torchvision's, Detectron2's and bare reading.
 
 All sides read the same files in this process, on one thread, by turns. Pictures are those of the
-config's training sets as they are, and encoded again as JPEG of the given quality.
+config's training sets as they are, and encoded again as JPEG of the given quality. Augmentation is
+SSD's own, whatever the config has, since torchvision's recipe is that.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config-file",
         default="ssdlite_mnv2_bccd.yaml",
         metavar="FILE",
-        help="whose training pictures and augmentations (default: %(default)s)",
+        help="whose training pictures (default: %(default)s)",
     )
     parser.add_argument("--pictures", type=int, default=100, help="how many (default: 100)")
     parser.add_argument("--rounds", type=int, default=7, help="turns (default: 7)")
@@ -48,8 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--opts", nargs="*", default=[], help="config options, as KEY VALUE pairs")
 
 
+def with_the_papers_augmentation(cfg: CfgNode, opts: List[str]) -> CfgNode:
+    """The config with SSD's own augmentation, as torchvision's recipe has it, and overrides."""
+    defaults = load_config("Base-SSD.yaml").INPUT
+    for key in ("EXPAND", "IOU_CROP", "PHOTOMETRIC", "RANDOM_FLIP"):
+        cfg.INPUT[key] = defaults[key]
+    cfg.merge_from_list(opts)
+    return cfg
+
+
 def run(args: argparse.Namespace) -> None:
-    cfg = load_config(args.config_file, args.opts)
+    load_config(args.config_file, args.opts)  # names what is wrong with them
+    cfg = with_the_papers_augmentation(load_config(args.config_file), args.opts)
     finish_config(cfg)
     records = load_train_records(cfg)[: args.pictures]
     with one_thread():
