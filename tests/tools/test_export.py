@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,6 +11,8 @@ from conftest import ASSETS, CLASSES, ROOT, assert_error, exits, run
 from models import as_inputs, lively_model, read_all
 
 from ssdlite_d2.checkpoint import SSDCheckpointer
+from ssdlite_d2.tools.benchmark import __main__ as benchmark
+from ssdlite_d2.tools.benchmark.inference import FLOOR
 
 PICTURES = ASSETS / "bccd" / "JPEGImages"
 # the program of a bundle in an interpreter that has nothing of the training side
@@ -157,3 +160,24 @@ def test_export_names_wrong_input(config, bundle, tmp_path):
     for code, (_, words) in zip(codes, cases):
         assert_error(code, words)
     assert {path.name for path in tmp_path.iterdir()} == {"occupied", "none.txt"}
+
+
+def test_benchmark_has_a_row_for_every_runtime(config, clean_catalog, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(config.parent))
+    # peak memory takes a process of its own for every row
+    nothing = SimpleNamespace(run=lambda *args, **kwargs: SimpleNamespace(stdout=""))
+    monkeypatch.setattr("ssdlite_d2.tools.benchmark.inference.subprocess", nothing)
+    files = ["--json", tmp_path / "speed.json", "--plot", tmp_path / "speed.png"]
+    command = ["inference", "--config-file", config, "--rounds", 1, "--ap-images", 2, *files]
+    monkeypatch.setattr("sys.argv", ["benchmark", *map(str, command)])
+    benchmark.main()
+    rows = {row["what"]: row for row in json.loads((tmp_path / "speed.json").read_text())["rows"]}
+    modes = ["PyTorch eager", "PyTorch fused"]
+    runtimes = ["onnx fp32", "openvino fp32", "torchscript fp32"]
+    others = {"openvino bf16", "torchvision ssdlite320, eval step", FLOOR}
+    assert others < set(rows)
+    for same in (modes, runtimes):  # the two resize differently, which tells with random weights
+        assert 0 < rows[same[0]]["AP"] == pytest.approx(rows[same[1]]["AP"], abs=1e-3)
+        assert rows[same[-1]]["AP"] == pytest.approx(rows[same[0]]["AP"], abs=1e-3)
+    assert all(0 < row["median ms"] <= row["p90 ms"] for row in rows.values())
+    assert cv2.imread(str(tmp_path / "speed.png")) is not None

@@ -1,6 +1,7 @@
 """Inference of one model in PyTorch, in every runtime present and beside torchvision's ssdlite320.
 
 A call goes from a picture of the network's size to its final boxes, unless the row says otherwise.
+The last row is what the arithmetic alone would take.
 
 python -m ssdlite_d2.tools.benchmark inference --config-file configs/ssdlite_mnv2_bccd.yaml \\
     --int8 --ap-images 72 --plot speed.png --opts MODEL.WEIGHTS model.pth
@@ -31,10 +32,13 @@ from ...export.parity import parity_dataset, raw_outputs
 from ...export.pictures import choose_records, read
 from ...modeling import SSD
 from ...modeling.fusion import MODES
+from ..analyze import analyze
 from .timing import alternate, report
 
 BATCH = 8  # pictures at once, for the throughput
 CANDIDATES = 10_000  # of the worst case
+FLOOR = "its multiply-adds at a matrix product's rate, float32"
+FLOOR_SIDE = 2048  # of the matrices
 
 MEMORY_OF_BUNDLE = """
 import sys, numpy
@@ -104,7 +108,10 @@ def run(args: argparse.Namespace) -> None:
         for bundle in bundles:
             sides.update(bundle_sides(bundle, picture))
         sides["torchvision ssdlite320, eval step"] = torchvision_side(picture)
+        matrix = torch.rand(FLOOR_SIDE, FLOOR_SIDE)
+        sides[FLOOR] = Side(lambda: matrix @ matrix)
         seconds = alternate({k: s.call for k, s in sides.items()}, args.rounds, 3, calls=4)
+        seconds[FLOOR] *= analyze(cfg)["madds"] / FLOOR_SIDE**3
         batch = {k: s.detect for k, s in sides.items() if s.detect}
         streams = {k: (lambda d=d: d([picture] * BATCH)) for k, d in batch.items()}
         batched = alternate(streams, max(3, args.rounds // 5))
