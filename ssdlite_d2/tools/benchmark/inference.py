@@ -36,6 +36,7 @@ from ..analyze import analyze
 from .timing import alternate, report
 
 BATCH = 8  # pictures at once, for the throughput
+CALLS = 20  # of a turn: one after the other, as a device runs a model
 CANDIDATES = 10_000  # of the worst case
 FLOOR = "its multiply-adds at a matrix product's rate, float32"
 FLOOR_SIDE = 2048  # of the matrices
@@ -80,7 +81,9 @@ class Side(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", default="ssdlite_mnv2.yaml", metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=30, help="turns of 4 calls (default: 30)")
+    parser.add_argument(
+        "--rounds", type=int, default=6, help=f"turns of {CALLS} calls (default: 6)"
+    )
     parser.add_argument("--bundle", nargs="*", default=[], metavar="DIR", help="also these bundles")
     parser.add_argument("--int8", action="store_true", help="also INT8, quantized for this run")
     parser.add_argument(
@@ -110,11 +113,11 @@ def run(args: argparse.Namespace) -> None:
         sides["torchvision ssdlite320, eval step"] = torchvision_side(picture)
         matrix = torch.rand(FLOOR_SIDE, FLOOR_SIDE)
         sides[FLOOR] = Side(lambda: matrix @ matrix)
-        seconds = alternate({k: s.call for k, s in sides.items()}, args.rounds, 3, calls=4)
+        seconds = alternate({k: s.call for k, s in sides.items()}, args.rounds, calls=CALLS)
         seconds[FLOOR] *= analyze(cfg)["madds"] / FLOOR_SIDE**3
         batch = {k: s.detect for k, s in sides.items() if s.detect}
         streams = {k: (lambda d=d: d([picture] * BATCH)) for k, d in batch.items()}
-        batched = alternate(streams, max(3, args.rounds // 5))
+        batched = alternate(streams, args.rounds)
         rows = []
         for name, side in sides.items():
             row = row_of(name, seconds[name], batched.get(name), side)
