@@ -94,8 +94,9 @@ class _Reader:
 class OpenVinoQuantizer:
     """NNCF's static quantization of an OpenVINO model: per-channel weights, bias correction.
 
-    Activations have one range per tensor. NNCF's default of one per channel in front of depthwise
-    convolutions changes AP by 0.1 at most here, and the file is larger.
+    Activations have one range per tensor, from the smallest to the largest value seen. NNCF's
+    defaults, ranges per channel in front of depthwise convolutions and means over the pictures,
+    are slower and cost more AP on BCCD (0.7 against 0.3), and the file is larger.
     """
 
     def __init__(self, model: Path, pictures: Sequence[np.ndarray], work: Path):
@@ -117,6 +118,7 @@ class OpenVinoQuantizer:
     def write(self, path: Path, float_layers: Sequence[str]) -> None:
         import nncf
         from nncf.quantization.advanced_parameters import QuantizationParameters
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         decoding = "^(?!.*/(backbone|head)/).*$"
         quantized = nncf.quantize(
@@ -128,7 +130,8 @@ class OpenVinoQuantizer:
                 names=list(float_layers), patterns=[decoding], validate=False
             ),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                activations_quantization_params=QuantizationParameters(per_channel=False)
+                activations_quantization_params=QuantizationParameters(per_channel=False),
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
             ),
         )
         share_ranges(quantized)
