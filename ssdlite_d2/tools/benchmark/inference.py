@@ -276,10 +276,10 @@ def plot(rows: List[Dict], title: str, file: str) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for row in rows:
         if row.get("AP") is not None:
-            axes.scatter(row["median ms"], row["AP"])
-            axes.annotate(row["what"], (row["median ms"], row["AP"]), fontsize=8)
+            axes.scatter(row["median ms"], row["AP"], label=row["what"])
     axes.set(xlabel="latency (ms, median)", ylabel="AP", title=title, xlim=(0, None))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside: runtimes lie close together
     try:
-        figure.savefig(file, dpi=120)
+        figure.savefig(file, dpi=120, bbox_inches="tight")
     except (OSError, ValueError) as error:
         raise InputError(f"--plot: {file}: {error}") from error
