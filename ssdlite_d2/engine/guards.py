@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 class WorkerDied(InputError):
     """A process that loads data has ended."""
 
-    def __init__(self, error: RuntimeError):
+    def __init__(self, reason: str):
         super().__init__(
-            f"{str(error).splitlines()[0]}. It may have run out of memory: lower "
+            f"{reason.splitlines()[0]}. It may have run out of memory: lower "
             "DATALOADER.NUM_WORKERS. The checkpoints written before are intact"
         )
 

@@ -77,7 +77,9 @@ class TrainLoop(SimpleTrainer):
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            raise WorkerDied(error) from error
+            raise WorkerDied(str(error)) from error
+        except (ConnectionError, EOFError) as error:  # amid handing a batch over
+            raise WorkerDied(f"A DataLoader worker has ended ({error!r})") from error
         if threading.current_thread() is threading.main_thread():
             # The loader has a worker's death raised wherever the program is, even amid an update of
             # the weights. Without that, the next batch tells.

@@ -8,7 +8,7 @@ from conftest import bare_config, make_input
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from ssdlite_d2.engine.guards import NonFiniteGuard
+from ssdlite_d2.engine.guards import NonFiniteGuard, WorkerDied
 from ssdlite_d2.engine.solver import build_optimizer
 from ssdlite_d2.engine.train_loop import TrainLoop
 
@@ -68,6 +68,17 @@ def test_bfloat16_on_the_cpu_follows_float32(whole, tmp_path):
     assert losses == pytest.approx(whole[1], rel=0.03)
     assert losses != whole[1]
     assert next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset"), EOFError()])
+def test_worker_that_dies_amid_handing_a_batch_over_is_named(tmp_path, monkeypatch, error):
+    def broken(self):
+        raise error
+        yield
+
+    monkeypatch.setattr(Loader, "__iter__", broken)
+    with pytest.raises(WorkerDied, match="DataLoader worker has ended .*DATALOADER.NUM_WORKERS"):
+        trained(tmp_path, steps=1)
 
 
 @pytest.mark.gpu
