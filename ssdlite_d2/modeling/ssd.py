@@ -191,7 +191,7 @@ class SSD(DenseDetector):
             images = [self._resize(image, size) for image in images]
         # to the layout of the network together with the type: one pass over small integers
         stacked = torch.stack(images).to(torch.float32, memory_format=torch.channels_last)
-        return ImageList(stacked.sub_(self.pixel_mean).div_(self.pixel_std), sizes)
+        return ImageList((stacked - self.pixel_mean) / self.pixel_std, sizes)
 
     def _resize(self, image: Tensor, size: Optional[Tuple[int, int]] = None) -> Tensor:
         """(3, h, w) of any type to (3, H, W) float, bilinear without antialias."""
