@@ -19,6 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from models import as_inputs, lively_model, resized  # noqa: E402
 
 from ssdlite_d2.export import ExportedSSD  # noqa: E402
+from ssdlite_d2.export.bundle import detection_options  # noqa: E402
 from ssdlite_d2.export.bundled.detector import RUNTIMES, select  # noqa: E402
 from ssdlite_d2.export.formats import FORMATS, Job  # noqa: E402
 from ssdlite_d2.export.parity import TOLERANCE, Comparison, raw_outputs  # noqa: E402
@@ -37,15 +38,7 @@ def compare(config: str, pictures, folder: Path):
         FORMATS[name].write(Job(module, example, path, "fp32", False, False, ("boxes", "scores")))
         runs[name] = RUNTIMES[name][0](path, {"nms": False}, 0, None)
     comparisons = {name: Comparison() for name in RUN}
-    limits = {
-        "size": size,
-        "score_threshold": model.test_score_thresh,
-        "nms_threshold": model.test_nms_thresh,
-        "candidates": model.test_topk_candidates,
-        "candidates_per_class": model.test_topk_per_class,
-        "clip_before_nms": model.clip_before_nms,
-        "max_detections": model.max_detections_per_image,
-    }
+    limits = {"size": size, **detection_options(model)}
     for picture in pictures:
         image = resized(picture, size)
         ours = raw_outputs(model, image, "RGB")
