@@ -1,5 +1,5 @@
 # make setup   an environment in .venv
-# make demo    trains, evaluates and draws on aerial pictures of trees
+# make demo    trains, evaluates and draws on aerial images of trees
 # make test    lint and tests
 #
 # DETECTRON2=official builds Detectron2 from its own repository (network and compiler needed).
@@ -51,7 +51,7 @@ $(output)/model_final.pth: .venv/ready $(DETECTRON2_DATASETS)/neon_trees
 
 $(DETECTRON2_DATASETS)/neon_trees: | .venv/ready
 	$(pip) download --no-deps --require-hashes --dest .cache -r requirements/demo-data.txt
-	$(python) -m ssdlite_d2.tools.prepare_neon_trees --wheel .cache/deepforest-2.1.0-py3-none-any.whl --output $@
+	$(python) datasets/prepare_neon_trees.py --wheel .cache/deepforest-2.1.0-py3-none-any.whl --output $@
 
 lint: .venv/ready
 	$(bin)/ruff check .

@@ -79,19 +79,19 @@ def add_ssd_config(cfg: CN) -> None:
     _C.MODEL.SSD.FOCAL_GAMMA = 2.0
     # Score of every class at the start of training with the focal loss.
     _C.MODEL.SSD.FOCAL_PRIOR = 0.01
-    # Mined negatives per positive, and at least so many in every picture (multibox only).
+    # Mined negatives per positive, and at least so many in every image (multibox only).
     _C.MODEL.SSD.NEG_POS_RATIO = 3.0
     _C.MODEL.SSD.MIN_NEGATIVES = 0
 
     # Detections: score above, IoU for non-maximum suppression within a class, and how many of the
-    # best (anchor, class) candidates of a picture enter it. TEST.DETECTIONS_PER_IMAGE limits the
+    # best (anchor, class) candidates of an image enter it. TEST.DETECTIONS_PER_IMAGE limits the
     # result.
     _C.MODEL.SSD.SCORE_THRESH_TEST = 0.05
     _C.MODEL.SSD.NMS_THRESH_TEST = 0.5
     _C.MODEL.SSD.TOPK_CANDIDATES_TEST = 2000
     # The same for each class; 0 is no limit.
     _C.MODEL.SSD.TOPK_PER_CLASS_TEST = 0
-    # Clip boxes to the picture before suppression, as torchvision does, and not only after it.
+    # Clip boxes to the image before suppression, as torchvision does, and not only after it.
     _C.MODEL.SSD.CLIP_BEFORE_NMS_TEST = False
 
     # How predictors (the demo, build_predictor) and --eval-only run the network: "eager", as it was
@@ -110,18 +110,18 @@ def add_ssd_config(cfg: CN) -> None:
     _C.MODEL.ANCHOR_GENERATOR.BOXES = []
     # Distance of anchor centres, one number (pixels) per feature map. []: input size / map size.
     _C.MODEL.ANCHOR_GENERATOR.STRIDES = []
-    # What is clipped to the picture: "none", "corners" (the box), "center" (centre, width and
+    # What is clipped to the image: "none", "corners" (the box), "center" (centre, width and
     # height each: the corners may lie outside) or "size" (width and height).
     _C.MODEL.ANCHOR_GENERATOR.CLIP = "none"
 
-    # Network input (height, width) in pixels. Pictures are stretched to it.
+    # Network input (height, width) in pixels. Images are stretched to it.
     _C.INPUT.SIZE = (320, 320)
 
-    # Draw a training picture's transforms first, then decode and resample no more than they leave.
+    # Draw a training image's transforms first, then decode and resample no more than they leave.
     # False: one transform after the other, as the paper tells it; boxes are the same.
     _C.INPUT.FAST = True
-    # A picture that cannot be read, or is not of the annotated size, in training: "raise" an error,
-    # or "skip" it, with a list at the end and in OUTPUT_DIR/skipped_pictures.txt.
+    # An image that cannot be read, or is not of the annotated size, in training: "raise" an error,
+    # or "skip" it, with a list at the end and in OUTPUT_DIR/skipped_images.txt.
     _C.INPUT.ON_BAD_IMAGE = "raise"
     # Sizes [[height, width], ...] of which one is drawn for every training batch. []: SIZE. With
     # ANCHOR_GENERATOR.STRIDES [] only. Costs accuracy at one size in networks this small.
@@ -139,34 +139,34 @@ def add_ssd_config(cfg: CN) -> None:
     _C.INPUT.PHOTOMETRIC.HUE = 18.0  # largest shift, degrees
     _C.INPUT.PHOTOMETRIC.SWAP_CHANNELS = True
 
-    # Placing the picture on a larger canvas of MODEL.PIXEL_MEAN.
+    # Placing the image on a larger canvas of MODEL.PIXEL_MEAN.
     _C.INPUT.EXPAND = CN()
     _C.INPUT.EXPAND.PROB = 0.5
-    _C.INPUT.EXPAND.RATIO = (1.0, 4.0)  # range of canvas side / picture side
+    _C.INPUT.EXPAND.RATIO = (1.0, 4.0)  # range of canvas side / image side
 
     # Crop in which one box overlaps the window by a drawn IoU.
     _C.INPUT.IOU_CROP = CN()
     _C.INPUT.IOU_CROP.ENABLED = True
-    # Drawn with equal chance; besides them "whole picture" and "any window" are drawn.
+    # Drawn with equal chance; besides them "whole image" and "any window" are drawn.
     _C.INPUT.IOU_CROP.MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9)
-    _C.INPUT.IOU_CROP.SCALE = (0.3, 1.0)  # range of window side / picture side
+    _C.INPUT.IOU_CROP.SCALE = (0.3, 1.0)  # range of window side / image side
     _C.INPUT.IOU_CROP.ASPECT_RATIO = (0.5, 2.0)  # range of window height / width
     _C.INPUT.IOU_CROP.TRIALS = 50  # windows tried before another IoU is drawn
 
-    # Instead of the canvas and the crop: large-scale jitter, with this range of the picture's size
+    # Instead of the canvas and the crop: large-scale jitter, with this range of the image's size
     # over SIZE, its shape kept. Can hurt networks this small.
     _C.INPUT.SCALE_JITTER = CN()
     _C.INPUT.SCALE_JITTER.ENABLED = False
     _C.INPUT.SCALE_JITTER.SCALE = (0.1, 2.0)
 
-    # Chance of a training picture made of four. Can hurt networks this small.
+    # Chance of a training image made of four. Can hurt networks this small.
     _C.INPUT.MOSAIC = CN()
     _C.INPUT.MOSAIC.PROB = 0.0
 
     # Probability of Detectron2's RANDOM_FLIP.
     _C.INPUT.FLIP_PROB = 0.5
 
-    # Decoded training pictures: "none" keeps none, "ram" keeps all, for data sets that fit.
+    # Decoded training images: "none" keeps none, "ram" keeps all, for data sets that fit.
     _C.DATALOADER.CACHE = "none"
 
     # Crowd regions (COCO's iscrowd) and difficult objects (VOC's) in training: "keep" trains on
@@ -215,9 +215,9 @@ def add_ssd_config(cfg: CN) -> None:
     # model_final.pth is the average. (model_<iteration>.pth has both; a run resumes from that.)
     _C.MODEL.EMA.FINAL = True
 
-    # Pictures that each process runs through the network at once in evaluation.
+    # Images that each process runs through the network at once in evaluation.
     _C.TEST.IMS_PER_BATCH = 8
-    # Pictures of each test set that TensorBoard shows with predicted and true boxes.
+    # Images of each test set that TensorBoard shows with predicted and true boxes.
     _C.TEST.PREVIEW_IMAGES = 4
 
 

@@ -1,5 +1,7 @@
 """The error of everything the user can mend."""
 
+from typing import Any, Iterable
+
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message is one line that names it and what to change.
@@ -12,3 +14,18 @@ class InputError(ValueError):
         # traceback as its message: the last line of that is the message itself.
         lines = message.strip().splitlines() or [""]
         super().__init__(lines[-1].split(f"{type(self).__name__}: ")[-1])
+
+
+def one_of(key: str, value: Any, known: Iterable[Any]) -> Any:
+    """The value, when it is a known one.
+
+    Args:
+        key: config key or command-line flag that the value was given by.
+
+    Raises:
+        InputError: it is not.
+    """
+    known = list(known)
+    if value not in known:
+        raise InputError(f"{key} is {value!r}; it is one of {', '.join(map(str, known))}")
+    return value

@@ -38,7 +38,7 @@ def clean_catalog():
 
 @pytest.fixture
 def bccd(monkeypatch) -> Path:
-    """The folder of four real pictures in VOC format, also set as the root of data sets."""
+    """The folder of four real images in VOC format, also set as the root of data sets."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(ASSETS))
     return ASSETS / "bccd"
 
@@ -52,7 +52,7 @@ def bccd_copy(bccd, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def bccd_model():
-    """A finished config with the four pictures as its data, and a model that finds something."""
+    """A finished config with the four images as its data, and a model that finds something."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(ASSETS))
         names = ["DATASETS.TRAIN", "('export_tiny',)", "DATASETS.TEST", "('export_tiny',)"]

@@ -11,30 +11,30 @@ from torch import nn
 
 from ssdlite_d2 import load_config
 
-PICTURES = Path(__file__).resolve().parent / "assets" / "bccd" / "JPEGImages"
+IMAGES = Path(__file__).resolve().parent / "assets" / "bccd" / "JPEGImages"
 ENTRY = {"NAME": "export_tiny", "FORMAT": "voc", "ROOT": "bccd", "SPLIT": "all"}
 ENTRY["CLASSES"] = ["RBC", "WBC", "Platelets"]
 BARE = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SSD.NORM", "BN"]
 
 
 def read_all():
-    return [cv2.imread(str(path)) for path in sorted(PICTURES.iterdir())]
+    return [cv2.imread(str(path)) for path in sorted(IMAGES.iterdir())]
 
 
-def as_inputs(pictures):
-    rgb = (picture[:, :, ::-1].transpose(2, 0, 1) for picture in pictures)
+def as_inputs(images):
+    rgb = (image[:, :, ::-1].transpose(2, 0, 1) for image in images)
     return [{"image": torch.from_numpy(np.ascontiguousarray(x))} for x in rgb]
 
 
-def resized(picture, size):
-    return cv2.cvtColor(cv2.resize(picture, size[::-1]), cv2.COLOR_BGR2RGB)[None]
+def resized(image, size):
+    return cv2.cvtColor(cv2.resize(image, size[::-1]), cv2.COLOR_BGR2RGB)[None]
 
 
-def lively_model(config: str, pictures: List[Dict], *opts):
+def lively_model(config: str, images: List[Dict], *opts):
     """A config and its model; scores spread from 0 to 1, and float32 is exact enough.
 
     Freshly initialised models give one score everywhere, so that nothing could be compared. Norms
-    get the statistics of the pictures; what hardly varies in them is kept from being blown up.
+    get the statistics of the images; what hardly varies in them is kept from being blown up.
     """
     torch.manual_seed(0)
     cfg = load_config(config, [*BARE, *opts])
@@ -48,17 +48,17 @@ def lively_model(config: str, pictures: List[Dict], *opts):
     for norm in norms:
         norm.momentum = None
     with torch.no_grad():
-        features = model.backbone(model.preprocess_image(pictures).tensor)
+        features = model.backbone(model.preprocess_image(images).tensor)
         model.head([features[name] for name in model.head_in_features])
         for norm in norms:
             norm.running_var += 0.2 * norm.running_var.mean() + 1e-3
-        _scale_predictors(model.eval(), pictures)
+        _scale_predictors(model.eval(), images)
     return cfg, model
 
 
-def _scale_predictors(model, pictures: List[Dict]) -> None:
+def _scale_predictors(model, images: List[Dict]) -> None:
     """Bring every predictor's outputs to a spread of 1.5, also where no norm is in the trunk."""
-    features = model.backbone(model.preprocess_image(pictures).tensor)
+    features = model.backbone(model.preprocess_image(images).tensor)
     features = [features[name] for name in model.head_in_features]
     for predictors in (model.head.cls_score, model.head.bbox_pred):
         for predictor, x in zip(predictors, features):

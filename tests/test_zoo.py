@@ -77,7 +77,7 @@ def test_trains_detects_and_is_saved(name, tmp_path):
     size = tuple(cfg.INPUT.SIZE)
     batch = [make_input([[20.0, 30, 150, 160]], [3], size), make_input([], [], size, seed=1)]
     has_norm = any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
-    losses = model(batch if has_norm else batch[:1])  # without norm, one picture tells as much
+    losses = model(batch if has_norm else batch[:1])  # without norm, one image tells as much
     sum(losses.values()).backward()
     if not has_norm:
         with torch.no_grad():

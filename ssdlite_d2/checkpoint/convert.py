@@ -5,7 +5,7 @@ from typing import Callable, Dict, List, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, one_of
 from .lufficc import convert_lufficc
 from .tensorflow import convert_tensorflow
 from .torchvision_ssd import convert_torchvision
@@ -41,9 +41,7 @@ def convert(source: str, state: State, model: nn.Module) -> Converted:
     Raises:
         InputError: a tensor of the source has no place, or one of the model gets no value.
     """
-    if source not in SOURCES:
-        raise InputError(f"--source is '{source}'; it is one of {', '.join(SOURCES)}")
-    converted, dropped = SOURCES[source](state, model)
+    converted, dropped = SOURCES[one_of("--source", source, SOURCES)](state, model)
     expected = {k: v for k, v in model.state_dict().items() if not k.endswith("batches_tracked")}
     unused = sorted(set(converted) - set(expected))
     missing = sorted(set(expected) - set(converted))

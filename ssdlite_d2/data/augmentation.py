@@ -14,7 +14,7 @@ from detectron2.data.transforms import (
     TransformList,
 )
 
-from ..errors import InputError
+from ..errors import one_of
 from .transforms import ExpandTransform, PhotometricTransform, ResizeTransform
 
 # INPUT.RANDOM_FLIP: Detectron2's words, and "both": each way with its own chance.
@@ -69,7 +69,7 @@ class PhotometricDistortion(Augmentation):
 
 
 class RandomExpand(Augmentation):
-    """With some probability, place the picture somewhere on a larger canvas of one colour."""
+    """With some probability, place the image somewhere on a larger canvas of one colour."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class RandomExpand(Augmentation):
     ):
         """
         Args:
-            ratio: range of the canvas's side over the picture's.
+            ratio: range of the canvas's side over the image's.
             fill: colour of the canvas.
         """
         super().__init__()
@@ -98,9 +98,9 @@ class RandomExpand(Augmentation):
 class RandomIoUCrop(Augmentation):
     """Crop to a window that one box, at least, overlaps by a drawn IoU.
 
-    Equal chances for the whole picture, each minimum IoU, and any window. Of the windows drawn for
+    Equal chances for the whole image, each minimum IoU, and any window. Of the windows drawn for
     it, the first is taken whose best IoU with a box reaches the minimum and that holds the centre
-    of a box; when none does, another minimum is drawn. A picture without boxes stays whole.
+    of a box; when none does, another minimum is drawn. An image without boxes stays whole.
 
     Detectron2's MinIoURandomCrop wants *every* box to reach the minimum.
     """
@@ -114,7 +114,7 @@ class RandomIoUCrop(Augmentation):
     ):
         """
         Args:
-            scale: range of the window's sides over the picture's.
+            scale: range of the window's sides over the image's.
             aspect_ratio: range of the window's height over its width.
             trials: windows drawn per minimum.
         """
@@ -123,7 +123,7 @@ class RandomIoUCrop(Augmentation):
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> Transform:
         height, width = image.shape[:2]
-        modes = (None, *self.min_ious, 0.0)  # whole picture, minimum IoUs, any window
+        modes = (None, *self.min_ious, 0.0)  # whole image, minimum IoUs, any window
         while len(boxes):
             min_iou = modes[np.random.randint(len(modes))]
             if min_iou is None:
@@ -138,19 +138,19 @@ class RandomIoUCrop(Augmentation):
         return NoOpTransform()
 
     def _draw_windows(self, height: int, width: int) -> np.ndarray:
-        """(up to trials, 4) integer XYXY windows of allowed shape inside the picture."""
+        """(up to trials, 4) integer XYXY windows of allowed shape inside the image."""
         u = np.random.uniform(size=(self.trials, 4))
-        picture = np.array((width, height))
+        image = np.array((width, height))
         low, high = self.scale
-        sides = (low + (high - low) * u[:, :2]) * picture
-        corners = u[:, 2:] * (picture - sides)
+        sides = (low + (high - low) * u[:, :2]) * image
+        corners = u[:, 2:] * (image - sides)
         windows = np.concatenate((corners, corners + sides), axis=1).astype(np.int64)
         ratio = sides[:, 1] / sides[:, 0]
         pixels = windows[:, 2:] - windows[:, :2]
         good = (ratio >= self.aspect_ratio[0]) & (ratio <= self.aspect_ratio[1])
         good &= (pixels[:, 0] > 0) & (pixels[:, 1] > 0)
         windows = windows[good]
-        # No window of a very long or small picture may fit the limits: then the picture is one.
+        # No window of a very long or small image may fit the limits: then the image is one.
         return windows if len(windows) else np.array([[0, 0, width, height]])
 
 
@@ -173,9 +173,9 @@ def centers_inside(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 class RandomScaleJitter(Augmentation):
-    """Large-scale jitter: shrink or enlarge the picture, keeping its shape, then crop or pad.
+    """Large-scale jitter: shrink or enlarge the image, keeping its shape, then crop or pad.
 
-    (Simple Copy-Paste, Ghiasi et al. 2021, sec. 3.) At a scale of 1 the picture just fits into the
+    (Simple Copy-Paste, Ghiasi et al. 2021, sec. 3.) At a scale of 1 the image just fits into the
     result. What does not fit is cropped at a random place; what is left over is filled.
     """
 
@@ -187,7 +187,7 @@ class RandomScaleJitter(Augmentation):
     ):
         """
         Args:
-            size: (height, width) whose shape the result has; its pixels are the picture's.
+            size: (height, width) whose shape the result has; its pixels are the image's.
             scale: range of the scale.
             fill: colour of what is left over.
         """
@@ -197,7 +197,7 @@ class RandomScaleJitter(Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         sides = np.array(image.shape[:2])
         scale = np.random.uniform(*self.scale) * (self.size / sides).min()
-        window = np.maximum(1, np.round(self.size / scale)).astype(int)  # in the picture's pixels
+        window = np.maximum(1, np.round(self.size / scale)).astype(int)  # in the image's pixels
         canvas = np.maximum(window, sides)
         place = (np.random.uniform(size=2) * (canvas - sides + 1)).astype(int)
         corner = (np.random.uniform(size=2) * (canvas - window + 1)).astype(int)
@@ -261,11 +261,7 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> List[Augmentation]:
             RandomIoUCrop(crop.MIN_IOUS, crop.SCALE, crop.ASPECT_RATIO, crop.TRIALS)
         )
     augmentations.append(Resize(node.SIZE))
-    if node.RANDOM_FLIP not in FLIPS:
-        raise InputError(
-            f"INPUT.RANDOM_FLIP is '{node.RANDOM_FLIP}'; it is one of {', '.join(FLIPS)}"
-        )
-    for way in FLIPS[node.RANDOM_FLIP]:
+    for way in FLIPS[one_of("INPUT.RANDOM_FLIP", node.RANDOM_FLIP, FLIPS)]:
         ways = {"horizontal": False, "vertical": False, way: True}
         augmentations.append(RandomFlip(node.FLIP_PROB, **ways))
     return augmentations

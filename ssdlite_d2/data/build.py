@@ -10,13 +10,13 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 
-from ..errors import InputError
-from .cache import PictureCache
+from ..errors import InputError, one_of
+from .cache import ImageCache
 from .collate import Batch, MultiScale
 from .dataset_mapper import ON_BAD_IMAGE, SSDDatasetMapper, treatment_of
 from .datasets import dataset_errors
-from .reader import read_picture
-from .skipped import SkippedPictures
+from .reader import read_image
+from .skipped import SkippedImages
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def load_train_records(cfg: CfgNode) -> List[Dict]:
     try:
         with dataset_errors(cfg.DATASETS.TRAIN):
             records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
-    except AssertionError as error:  # what Detectron2 says of a set without pictures
+    except AssertionError as error:  # what Detectron2 says of a set without images
         raise InputError(f"DATASETS.TRAIN, {names}: {error}") from error
     if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         return records
@@ -45,10 +45,10 @@ def load_train_records(cfg: CfgNode) -> List[Dict]:
         for record in records
         if any(treatment_of(a, *treatment) == "keep" for a in record["annotations"])
     ]
-    logger.info(f"{len(records) - len(kept)} pictures left out, without a box to train on")
+    logger.info(f"{len(records) - len(kept)} images left out, without a box to train on")
     if not kept:
         raise InputError(
-            f"DATASETS.TRAIN, {names}: none of {len(records)} pictures has a box to train on; "
+            f"DATASETS.TRAIN, {names}: none of {len(records)} images has a box to train on; "
             "ssdlite_d2.tools.check_data tells what is in them"
         )
     return kept
@@ -60,14 +60,10 @@ def build_train_mapper(cfg: CfgNode, records: Sequence[Dict]) -> SSDDatasetMappe
     Raises:
         InputError: DATALOADER.CACHE or INPUT.ON_BAD_IMAGE is unknown, or memory too small.
     """
-    if cfg.DATALOADER.CACHE not in CACHES:
-        known = ", ".join(CACHES)
-        raise InputError(f"DATALOADER.CACHE is '{cfg.DATALOADER.CACHE}'; it is one of {known}")
-    if cfg.INPUT.ON_BAD_IMAGE not in ON_BAD_IMAGE:
-        known = ", ".join(ON_BAD_IMAGE)
-        raise InputError(f"INPUT.ON_BAD_IMAGE is '{cfg.INPUT.ON_BAD_IMAGE}'; it is one of {known}")
-    read = PictureCache(records) if cfg.DATALOADER.CACHE == "ram" else read_picture
-    on_skip = SkippedPictures(cfg.OUTPUT_DIR) if cfg.INPUT.ON_BAD_IMAGE == "skip" else None
+    one_of("DATALOADER.CACHE", cfg.DATALOADER.CACHE, CACHES)
+    one_of("INPUT.ON_BAD_IMAGE", cfg.INPUT.ON_BAD_IMAGE, ON_BAD_IMAGE)
+    read = ImageCache(records) if cfg.DATALOADER.CACHE == "ram" else read_image
+    on_skip = SkippedImages(cfg.OUTPUT_DIR) if cfg.INPUT.ON_BAD_IMAGE == "skip" else None
     return SSDDatasetMapper(cfg, True, records=records, read=read, on_skip=on_skip)
 
 

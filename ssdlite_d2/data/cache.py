@@ -1,4 +1,4 @@
-"""Decoded pictures kept in memory that all loader workers share."""
+"""Decoded images kept in memory that all loader workers share."""
 
 import mmap
 from typing import Dict, Sequence
@@ -6,15 +6,15 @@ from typing import Dict, Sequence
 import numpy as np
 
 from ..errors import InputError
-from .reader import read_picture, reduce_picture
+from .reader import read_image, reduce_image
 
 FREE_SHARE = 0.9  # of the free memory, at most
 
 
-class PictureCache:
-    """Reads pictures as ``read_picture`` does, and decodes each of a data set's once.
+class ImageCache:
+    """Reads images as ``read_image`` does, and decodes each of a data set's once.
 
-    A picture is put into the memory by whichever process reads it first. Workers that are started
+    An image is put into the memory by whichever process reads it first. Workers that are started
     by fork share the memory; others have one each.
     """
 
@@ -24,10 +24,10 @@ class PictureCache:
             records: dataset dicts with ``file_name``, ``height`` and ``width``.
 
         Raises:
-            InputError: the pictures do not fit into the free memory.
+            InputError: the images do not fit into the free memory.
         """
         self.slots = {}  # first byte, height, width
-        end = len(records)  # that many bytes say which pictures are there
+        end = len(records)  # that many bytes say which images are there
         for index, record in enumerate(records):
             height, width = record["height"], record["width"]
             self.slots[record["file_name"]] = (index, end, height, width)
@@ -35,7 +35,7 @@ class PictureCache:
         free = _free_memory()
         if end > FREE_SHARE * free:
             raise InputError(
-                f"DATALOADER.CACHE ram needs {end / 1e9:.1f} GB for {len(records)} pictures, "
+                f"DATALOADER.CACHE ram needs {end / 1e9:.1f} GB for {len(records)} images, "
                 f"{free / 1e9:.1f} GB are free; set DATALOADER.CACHE none"
             )
         self.size = end
@@ -52,16 +52,16 @@ class PictureCache:
         self._allocate()
 
     def __call__(self, path: str, image_format: str = "RGB", reduction: int = 1) -> np.ndarray:
-        """As ``read_picture``; a picture of another size than annotated is not kept."""
+        """As ``read_image``; an image of another size than annotated is not kept."""
         index, start, height, width = self.slots[path]
         kept = self.memory[start : start + height * width * 3].reshape(height, width, 3)
         if not self.memory[index]:
-            image = read_picture(path, image_format)
+            image = read_image(path, image_format)
             if image.shape != kept.shape:
                 return image
             kept[...] = image
             self.memory[index] = 1
-        return reduce_picture(kept, reduction)
+        return reduce_image(kept, reduction)
 
 
 def _free_memory() -> float:

@@ -11,7 +11,7 @@ from .transforms import ResizeTransform
 
 
 class Batch(list):
-    """A list of samples that is pickled as one tensor of pictures and arrays of boxes.
+    """A list of samples that is pickled as one tensor of images and arrays of boxes.
 
     A tensor that crosses processes costs a connection and a piece of shared memory. There would be
     three of them per sample.

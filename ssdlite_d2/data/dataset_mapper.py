@@ -9,9 +9,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from ..errors import InputError
+from ..errors import InputError, one_of
 from .augmentation import Resize, build_augmentation, is_composable, to_size
-from .reader import read_picture
+from .reader import read_image
 from .rendering import Sketch
 
 logger = logging.getLogger(__name__)
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 IGNORED = -1  # class of a region in which anchors are neither right nor wrong
 TREATMENTS = ("keep", "drop", "ignore")
 ON_BAD_IMAGE = ("raise", "skip")
-SUBSTITUTES = 100  # drawn for a bad picture before giving up
+SUBSTITUTES = 100  # drawn for a bad image before giving up
 
 
 class Sample(NamedTuple):
-    """An augmented picture and its ground truth."""
+    """An augmented image and its ground truth."""
 
     image: np.ndarray  # (h, w, 3) uint8
     boxes: np.ndarray  # (M, 4) XYXY, may lie outside
@@ -31,10 +31,10 @@ class Sample(NamedTuple):
 
 
 class SSDDatasetMapper:
-    """Reads a picture, augments it together with its boxes, and makes tensors.
+    """Reads an image, augments it together with its boxes, and makes tensors.
 
     Unlike Detectron2's DatasetMapper, it hands the boxes to the augmentations, which SSD's crop
-    needs, and keeps a box when its centre stays in the picture. With ``fast`` the transforms are
+    needs, and keeps a box when its centre stays in the image. With ``fast`` the transforms are
     drawn first and then rendered in one step (``rendering.py``); boxes come out the same.
     """
 
@@ -50,20 +50,20 @@ class SSDDatasetMapper:
         difficult: str = "drop",
         mosaic_prob: float = 0.0,
         records: Optional[Sequence[Dict]] = None,
-        read: Callable[..., np.ndarray] = read_picture,
+        read: Callable[..., np.ndarray] = read_image,
         on_skip: Optional[Callable[[str, str], None]] = None,
     ):
         """
         Args:
             is_train: whether the result has ``instances``.
-            image_format: as ``read_picture`` takes it.
+            image_format: as ``read_image`` takes it.
             crowd, difficult: whether these objects are trained on as others are ("keep"), are
                 background ("drop") or are neither ("ignore": their class becomes -1).
-            mosaic_prob: chance of a picture made of four, three of them from ``records``.
-            records: the data set that mosaics, and substitutes of bad pictures, are taken from.
-            read: as ``read_picture``.
-            on_skip: is told the file and what is wrong of a bad picture, for which another one is
-                drawn; without it, a bad picture is an error.
+            mosaic_prob: chance of an image made of four, three of them from ``records``.
+            records: the data set that mosaics, and substitutes of bad images, are taken from.
+            read: as ``read_image``.
+            on_skip: is told the file and what is wrong of a bad image, for which another one is
+                drawn; without it, a bad image is an error.
         """
         self.is_train = is_train
         self.augmentations = augmentations
@@ -76,7 +76,7 @@ class SSDDatasetMapper:
         self.read = read
         self.on_skip = on_skip
         if mosaic_prob > 0 and not records:
-            raise InputError("INPUT.MOSAIC.PROB needs the data set that it takes pictures from")
+            raise InputError("INPUT.MOSAIC.PROB needs the data set that it takes images from")
         logger.info(
             f"Augmentations in {'training' if is_train else 'inference'}: {augmentations or 'none'}"
         )
@@ -84,9 +84,7 @@ class SSDDatasetMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True, **kwargs):
         for key, node in (("CROWD", cfg.DATASETS.CROWD), ("DIFFICULT", cfg.DATASETS.DIFFICULT)):
-            if node not in TREATMENTS:
-                known = ", ".join(TREATMENTS)
-                raise InputError(f"DATASETS.{key} is '{node}'; it is one of {known}")
+            one_of(f"DATASETS.{key}", node, TREATMENTS)
         return {
             "is_train": is_train,
             "augmentations": build_augmentation(cfg, is_train),
@@ -101,14 +99,14 @@ class SSDDatasetMapper:
     def __call__(self, dataset_dict: Dict) -> Dict:
         """
         Args:
-            dataset_dict: of one picture, in Detectron2's format.
+            dataset_dict: of one image, in Detectron2's format.
 
         Returns:
             dict: the same without annotations; ``image`` (3, h, w) uint8; in training ``instances``
             with ``gt_boxes`` (M, 4) in pixels of that image and ``gt_classes`` (M,).
 
         Raises:
-            InputError: the picture cannot be read, or is not of the annotated size; with
+            InputError: the image cannot be read, or is not of the annotated size; with
                 ``on_skip``, so many in a row cannot.
         """
         for _ in range(SUBSTITUTES):
@@ -124,7 +122,7 @@ class SSDDatasetMapper:
                 dataset_dict = self.records[np.random.randint(len(self.records))]
         else:
             raise InputError(
-                f"INPUT.ON_BAD_IMAGE skip: {SUBSTITUTES} pictures in a row are bad; "
+                f"INPUT.ON_BAD_IMAGE skip: {SUBSTITUTES} images in a row are bad; "
                 "ssdlite_d2.tools.check_data lists them"
             )
         mapped = {k: v for k, v in dataset_dict.items() if k != "annotations"}
@@ -156,7 +154,7 @@ class SSDDatasetMapper:
         return Sample(image, sample.boxes, classes)
 
     def _mosaic(self, dataset_dict: Dict) -> Sample:
-        """Four pictures, each augmented to the size of its quadrant, around a drawn point."""
+        """Four images, each augmented to the size of its quadrant, around a drawn point."""
         height, width = next(a.size for a in self.augmentations if isinstance(a, Resize))
         x, y = (int(np.random.uniform(0.25, 0.75) * side) for side in (width, height))
         others = [self.records[i] for i in np.random.randint(len(self.records), size=3)]
@@ -173,7 +171,7 @@ class SSDDatasetMapper:
         return Sample(canvas, np.concatenate(boxes), np.concatenate(classes))
 
     def _ground_truth(self, annotations: Sequence[Dict], size) -> Tuple[np.ndarray, np.ndarray]:
-        """Boxes (M, 4) XYXY in the picture, with area, and their classes (M,)."""
+        """Boxes (M, 4) XYXY in the image, with area, and their classes (M,)."""
         rows = [(a, treatment_of(a, self.crowd, self.difficult)) for a in annotations]
         rows = [(a, a["category_id"] if t == "keep" else IGNORED) for a, t in rows if t != "drop"]
         boxes = np.array([a["bbox"] for a, _ in rows], dtype=np.float64).reshape(-1, 4)
@@ -194,7 +192,7 @@ class SSDDatasetMapper:
         if None not in size and image.shape[:2] != tuple(-(-side // reduction) for side in size):
             height, width = self.read(path, self.image_format).shape[:2]
             raise InputError(
-                f"picture {path} is {width} x {height}, but annotated as {size[1]} x {size[0]}"
+                f"image {path} is {width} x {height}, but annotated as {size[1]} x {size[0]}"
             )
         return image
 
@@ -209,7 +207,7 @@ def treatment_of(annotation: Dict, crowd: str, difficult: str) -> str:
 def visible(
     boxes: np.ndarray, classes: np.ndarray, size: Tuple[int, int]
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """Boxes (M, 4) XYXY whose centre lies in a picture of (height, width), clipped to it.
+    """Boxes (M, 4) XYXY whose centre lies in an image of (height, width), clipped to it.
 
     Returns:
         (M', 4) boxes, which have area, and their classes (M',).
@@ -223,7 +221,7 @@ def visible(
 
 
 def make_instances(boxes: np.ndarray, classes: np.ndarray, size: Tuple[int, int]) -> Instances:
-    """Ground truth of an augmented picture; see ``visible``."""
+    """Ground truth of an augmented image; see ``visible``."""
     boxes, classes = visible(boxes, classes, size)
     instances = Instances(tuple(size))
     instances.gt_boxes = Boxes(torch.from_numpy(boxes))

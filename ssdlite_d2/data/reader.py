@@ -1,10 +1,10 @@
-"""Reading of picture files."""
+"""Reading of image files."""
 
 from typing import Optional
 
 import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
+from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError
@@ -18,8 +18,8 @@ REDUCED = {
 END_OF_JPEG, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
 
 
-def read_picture(path: str, image_format: str = "RGB", reduction: int = 1) -> np.ndarray:
-    """A picture as its EXIF orientation wants it seen, grey ones as colour, alpha left out.
+def read_image(path: str, image_format: str = "RGB", reduction: int = 1) -> np.ndarray:
+    """An image as its EXIF orientation wants it seen, grey ones as colour, alpha left out.
 
     Args:
         image_format: ``"RGB"`` or ``"BGR"``; others are Detectron2's.
@@ -30,7 +30,7 @@ def read_picture(path: str, image_format: str = "RGB", reduction: int = 1) -> np
         (ceil(h / reduction), ceil(w / reduction), 3) uint8.
 
     Raises:
-        InputError: the file is missing, truncated or no picture.
+        InputError: the file is missing, truncated or no image.
     """
     try:
         with PathManager.open(path, "rb") as file:
@@ -38,14 +38,14 @@ def read_picture(path: str, image_format: str = "RGB", reduction: int = 1) -> np
         is_jpeg = data[:2] == b"\xff\xd8"
         image = _decode(data, image_format, is_jpeg, reduction)
         if image is None:  # what OpenCV does not read, Pillow may; and it says what is wrong
-            return reduce_picture(read_image(path, format=image_format), reduction)
-        return image if is_jpeg else reduce_picture(image, reduction)
+            return reduce_image(detection_utils.read_image(path, format=image_format), reduction)
+        return image if is_jpeg else reduce_image(image, reduction)
     except Exception as error:  # decoders raise nearly every kind
-        raise InputError(f"picture {path} cannot be read: {_reason(error)}") from error
+        raise InputError(f"image {path} cannot be read: {_reason(error)}") from error
 
 
-def reduce_picture(image: np.ndarray, reduction: int) -> np.ndarray:
-    """A picture (h, w, 3) at a fraction of its size, as ``read_picture`` gives it."""
+def reduce_image(image: np.ndarray, reduction: int) -> np.ndarray:
+    """An image (h, w, 3) at a fraction of its size, as ``read_image`` gives it."""
     if reduction == 1:
         return image
     height, width = (-(-side // reduction) for side in image.shape[:2])
@@ -55,7 +55,7 @@ def reduce_picture(image: np.ndarray, reduction: int) -> np.ndarray:
 
 
 def _decode(data: bytes, image_format: str, is_jpeg: bool, reduction: int) -> Optional[np.ndarray]:
-    """The picture, of a JPEG reduced; None where OpenCV cannot."""
+    """The image, of a JPEG reduced; None where OpenCV cannot."""
     is_truncated = is_jpeg and data.rfind(END_OF_JPEG) < data.rfind(START_OF_SCAN)
     if image_format not in ("RGB", "BGR") or not data or is_truncated:
         return None

@@ -1,6 +1,6 @@
-"""The pixels of an augmented picture in one step, from transforms drawn without any pixel.
+"""The pixels of an augmented image in one step, from transforms drawn without any pixel.
 
-In textbook order every transform makes a whole new picture, though most of its pixels are cropped
+In textbook order every transform makes a whole new image, though most of its pixels are cropped
 or shrunk away again. All of SSD's geometry is one stretch and shift per axis, so here it is
 composed first; then the file is decoded at the smallest size that still suffices, the part of it
 that is seen is resampled once, and colour is changed on what is left.
@@ -25,13 +25,13 @@ class Axis(NamedTuple):
 
 
 class Rendering(NamedTuple):
-    """What is to be seen of a picture."""
+    """What is to be seen of an image."""
 
     source: Tuple[int, int]  # its (height, width)
     size: Tuple[int, int]  # (height, width) of the result
     x: Axis = Axis()
     y: Axis = Axis()
-    fill: Sequence[float] = (0.0, 0.0, 0.0)  # colour where the picture is not
+    fill: Sequence[float] = (0.0, 0.0, 0.0)  # colour where the image is not
     colours: Tuple[PhotometricTransform, ...] = ()
     flips: Tuple[bool, bool] = (False, False)  # horizontally, vertically; last of all
 
@@ -57,7 +57,7 @@ class Rendering(NamedTuple):
     def pixels(self, read: Callable[[int], np.ndarray]) -> np.ndarray:
         """
         Args:
-            read: gives the source picture, its size divided by its argument, 1, 2, 4 or 8.
+            read: gives the source image, its size divided by its argument, 1, 2, 4 or 8.
 
         Returns:
             (H, W, 3) uint8.
@@ -109,7 +109,7 @@ class Rendering(NamedTuple):
 
 
 def _seen(axis: Axis, source: int, size: int) -> Tuple[int, int]:
-    """First and last + 1 pixel of the result along an axis whose centre lies in the picture."""
+    """First and last + 1 pixel of the result along an axis whose centre lies in the image."""
     first, end = (
         min(size, max(0, math.ceil((edge - axis.start) / axis.step - 0.5))) for edge in (0, source)
     )
@@ -170,7 +170,7 @@ _THEN = {
 
 
 class Sketch(T.AugInput):
-    """What augmentations see of a picture that is not decoded: boxes, and an image with a shape.
+    """What augmentations see of an image that is not decoded: boxes, and an image with a shape.
 
     Its ``rendering`` grows with every transform.
     """
@@ -178,7 +178,7 @@ class Sketch(T.AugInput):
     def __init__(self, size: Tuple[int, int], boxes: np.ndarray):
         """
         Args:
-            size: (height, width) of the picture.
+            size: (height, width) of the image.
             boxes: (M, 4) XYXY.
         """
         self.rendering = Rendering(tuple(size), tuple(size))

@@ -1,4 +1,4 @@
-"""What became of bad pictures: INPUT.ON_BAD_IMAGE skip."""
+"""What became of bad images: INPUT.ON_BAD_IMAGE skip."""
 
 import logging
 from pathlib import Path
@@ -8,11 +8,11 @@ from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
-FILE = "skipped_pictures.txt"
+FILE = "skipped_images.txt"
 
 
-class SkippedPictures:
-    """A list of pictures and reasons in a file, which loader workers add to."""
+class SkippedImages:
+    """A list of images and reasons in a file, which loader workers add to."""
 
     def __init__(self, output_dir: str):
         """
@@ -25,7 +25,7 @@ class SkippedPictures:
             self.path.unlink(missing_ok=True)
 
     def __call__(self, file_name: str, reason: str) -> None:
-        """Note a picture, once."""
+        """Note an image, once."""
         if file_name in self.seen:
             return
         self.seen.add(file_name)
@@ -35,10 +35,10 @@ class SkippedPictures:
 
 
 def report_skipped(output_dir: str) -> List[str]:
-    """Log the list of a run; returns one reason for every picture that any process skipped."""
+    """Log the list of a run; returns one reason for every image that any process skipped."""
     path = Path(output_dir) / FILE
     reasons = sorted(set(path.read_text().splitlines())) if path.is_file() else []
     if reasons:
         lines = "\n  ".join(reasons)
-        logger.warning(f"{len(reasons)} pictures were skipped ({path}):\n  {lines}")
+        logger.warning(f"{len(reasons)} images were skipped ({path}):\n  {lines}")
     return reasons

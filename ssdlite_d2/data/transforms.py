@@ -1,4 +1,4 @@
-"""Deterministic transforms of pictures and boxes; the random policies are in augmentation.py."""
+"""Deterministic transforms of images and boxes; the random policies are in augmentation.py."""
 
 from typing import Optional, Sequence, Tuple
 
@@ -10,7 +10,7 @@ LEVELS = np.arange(256, dtype=np.float32)
 
 
 class PhotometricTransform(Transform):
-    """Brightness, contrast, saturation, hue and channel order of an RGB uint8 picture.
+    """Brightness, contrast, saturation, hue and channel order of an RGB uint8 image.
 
     As in the reference, but saturating to [0, 255] after each part. Boxes stay.
     """
@@ -87,7 +87,7 @@ def _look_up(img: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 class ExpandTransform(Transform):
-    """Place the picture on a larger canvas (:paper:`SSD`, sec. 3.6).
+    """Place the image on a larger canvas (:paper:`SSD`, sec. 3.6).
 
     Unlike Detectron2's PadTransform, the canvas may have a colour.
     """
@@ -104,10 +104,10 @@ class ExpandTransform(Transform):
     ):
         """
         Args:
-            left, top: place of the picture on the canvas, pixels.
+            left, top: place of the image on the canvas, pixels.
             width, height: of the canvas.
-            fill: colour of the canvas, in the channels of the picture.
-            orig_w, orig_h: of the picture; for the inverse only.
+            fill: colour of the canvas, in the channels of the image.
+            orig_w, orig_h: of the image; for the inverse only.
         """
         super().__init__()
         self.left = left

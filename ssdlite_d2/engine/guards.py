@@ -39,7 +39,7 @@ class NonFiniteGuard:
         """
         Args:
             output_dir: gets ``nonfinite_losses.jsonl``, a line for each such batch with the
-                iteration, the mean losses and the picture files.
+                iteration, the mean losses and the image files.
             max_skips: batches of a run that may be left out.
         """
         self.file = os.path.join(output_dir, "nonfinite_losses.jsonl")
@@ -64,7 +64,7 @@ class NonFiniteGuard:
         Raises:
             InputError: no batch may be left out any more.
         """
-        files = comm.gather([str(picture.get("file_name", "?")) for picture in batch])
+        files = comm.gather([str(image.get("file_name", "?")) for image in batch])
         files = [name for names in files for name in names]
         if comm.is_main_process():
             record = {"iteration": iteration, "losses": losses, "files": files}

@@ -1,4 +1,4 @@
-"""Detectron2's DefaultPredictor, with weights that are known to fit, for one or many pictures."""
+"""Detectron2's DefaultPredictor, with weights that are known to fit, for one or many images."""
 
 from typing import Dict, List, Sequence
 
@@ -8,11 +8,11 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 
 from ..checkpoint import SSDCheckpointer
-from ..modeling.fusion import for_inference
+from ..modeling.inference.fused import for_inference
 
 
 class SSDPredictor(DefaultPredictor):
-    """DefaultPredictor that also takes several pictures at once, and MODEL.SSD.INFERENCE's mode.
+    """DefaultPredictor that also takes several images at once, and MODEL.SSD.INFERENCE's mode.
 
     DefaultPredictor(cfg) detects the same, one by one, but leaves weights that do not fit out with
     a warning.
@@ -30,26 +30,26 @@ class SSDPredictor(DefaultPredictor):
         SSDCheckpointer(self.model).load(weights)
         self.model = for_inference(self.model, cfg.MODEL.SSD.INFERENCE)
 
-    def predict(self, pictures: Sequence[np.ndarray]) -> List[Dict]:
+    def predict(self, images: Sequence[np.ndarray]) -> List[Dict]:
         """
         Args:
-            pictures: BGR (h, w, 3), of any sizes.
+            images: BGR (h, w, 3), of any sizes.
 
         Returns:
             list[dict]: ``instances`` of each, in its pixels, as the parent's call gives them.
         """
         inputs = []
-        for picture in pictures:
-            pixels = picture[:, :, ::-1] if self.input_format == "RGB" else picture
+        for image in images:
+            pixels = image[:, :, ::-1] if self.input_format == "RGB" else image
             planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-            height, width = picture.shape[:2]
+            height, width = image.shape[:2]
             inputs.append({"image": torch.from_numpy(planes), "height": height, "width": width})
         with torch.inference_mode():
             return self.model(inputs)
 
 
 def build_predictor(cfg: CfgNode) -> SSDPredictor:
-    """A predictor for a finished config: BGR picture of any size in, detections out.
+    """A predictor for a finished config: BGR image of any size in, detections out.
 
     Raises:
         InputError: MODEL.WEIGHTS is missing or does not fit the model.

@@ -9,7 +9,7 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, one_of
 from ..modeling.backbone.blocks import L2Norm
 
 TRUNK = "backbone.features."
@@ -48,10 +48,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         InputError: the optimizer or the way of clipping is unknown.
     """
     solver = cfg.SOLVER
-    if solver.OPTIMIZER not in OPTIMIZERS:
-        raise InputError(
-            f"SOLVER.OPTIMIZER is '{solver.OPTIMIZER}'; it is one of {', '.join(OPTIMIZERS)}"
-        )
+    one_of("SOLVER.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
     if solver.OPTIMIZER == "SGD":
         options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
     else:
@@ -69,13 +66,9 @@ def clipping(cfg: CfgNode, optimizer: Type[torch.optim.Optimizer]) -> Type[torch
     node = cfg.SOLVER.CLIP_GRADIENTS
     if not node.ENABLED:
         return optimizer
-    if node.CLIP_TYPE in ("value", "norm"):
-        return maybe_add_gradient_clipping(cfg, optimizer)
+    one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", node.CLIP_TYPE, ("value", "norm", "full_model"))
     if node.CLIP_TYPE != "full_model":
-        raise InputError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{node.CLIP_TYPE}'; "
-            "it is one of value, norm, full_model"
-        )
+        return maybe_add_gradient_clipping(cfg, optimizer)
     limit, kind = node.CLIP_VALUE, node.NORM_TYPE
 
     class FullModelClipping(optimizer):
@@ -98,11 +91,9 @@ def amp_dtype(cfg: CfgNode) -> Optional[torch.dtype]:
     node, cuda = cfg.SOLVER.AMP, cfg.MODEL.DEVICE.startswith("cuda")
     if not node.ENABLED:
         return None
-    name = node.DTYPE if node.DTYPE != "auto" else "float16" if cuda else "bfloat16"
-    if name not in ("float16", "bfloat16"):
-        raise InputError(
-            f"SOLVER.AMP.DTYPE is '{node.DTYPE}'; it is one of auto, float16, bfloat16"
-        )
+    name = one_of("SOLVER.AMP.DTYPE", node.DTYPE, ("auto", "float16", "bfloat16"))
+    if name == "auto":
+        name = "float16" if cuda else "bfloat16"
     if name == "float16" and not cuda:
         raise InputError("SOLVER.AMP.DTYPE float16 needs CUDA; on the CPU it is bfloat16")
     return getattr(torch, name)

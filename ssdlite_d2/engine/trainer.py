@@ -28,8 +28,8 @@ from ..data.datasets import dataset_errors
 from ..data.samplers import resumable_loader
 from ..errors import InputError
 from ..evaluation import BoxEvaluator, VOCEvaluator, merge_results, report_results
-from ..modeling.fusion import for_inference
-from ..modeling.quantization import round_convolutions
+from ..modeling.inference.fused import for_inference
+from ..modeling.inference.rounding import round_convolutions
 from .ema import EMAHook, ModelEMA
 from .guards import NonFiniteGuard, StopSignal, WorkerDied, failures_reported
 from .hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN, StopHook, checkpoint_name
@@ -246,7 +246,7 @@ class SSDTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         """Detectron2's loader for the config; its ``dataset`` is a TrainingStream.
 
-        Pictures are not grouped by aspect ratio: all get the same size.
+        Images are not grouped by aspect ratio: all get the same size.
         """
         loader = build_train_loader(cfg, aspect_ratio_grouping=False, num_workers=0)
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()

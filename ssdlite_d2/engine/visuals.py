@@ -1,4 +1,4 @@
-"""Pictures of a training run: boxes on validation pictures, and curves."""
+"""Images of a training run: boxes on validation images, and curves."""
 
 import contextlib
 import copy
@@ -9,7 +9,6 @@ from typing import Dict, List, Sequence, Tuple
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
 from detectron2.utils.visualizer import Visualizer
@@ -17,12 +16,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-SMALLEST_SIDE = 480  # pixels; smaller pictures are enlarged, for the labels to be legible
+from ..data.reader import read_image
+
+SMALLEST_SIDE = 480  # pixels; smaller images are enlarged, for the labels to be legible
 SCORE = 0.3  # smallest score of a box that is drawn
 
 
 def side_by_side(image: np.ndarray, instances, record: Dict, metadata) -> np.ndarray:
-    """An RGB picture twice: with detections, and with the boxes of its dataset dict."""
+    """An RGB image twice: with detections, and with the boxes of its dataset dict."""
     scale = max(1.0, SMALLEST_SIDE / min(image.shape[:2]))
     image = np.ascontiguousarray(image)
     found = Visualizer(image, metadata, scale=scale).draw_instance_predictions(instances)
@@ -31,9 +32,9 @@ def side_by_side(image: np.ndarray, instances, record: Dict, metadata) -> np.nda
 
 
 class PreviewHook(HookBase):
-    """Shows TensorBoard detections beside true boxes on some pictures of every test set.
+    """Shows TensorBoard detections beside true boxes on some images of every test set.
 
-    At every evaluation; in the main process only. The pictures are the same each time.
+    At every evaluation; in the main process only. The images are the same each time.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class PreviewHook(HookBase):
             period: iterations between evaluations; 0: only the last.
             model: not wrapped for data-parallel training.
             names: of the data sets.
-            count: pictures of each.
-            image_format: of the pictures that the model takes, such as "RGB".
+            count: images of each.
+            image_format: of the images that the model takes, such as "RGB".
         """
         self._period = period
         self._model = model
@@ -64,11 +65,11 @@ class PreviewHook(HookBase):
         with inference_context(self._model), torch.no_grad():
             for name, record in self._records:
                 self.trainer.storage.put_image(
-                    f"{name}/{os.path.basename(record['file_name'])}", self._picture(name, record)
+                    f"{name}/{os.path.basename(record['file_name'])}", self._image(name, record)
                 )
 
     def _choose(self) -> List[Tuple[str, Dict]]:
-        """Pictures spread over each data set."""
+        """Images spread over each data set."""
         chosen = []
         for name in self._names:
             records = [r for r in DatasetCatalog.get(name) if r["annotations"]]
@@ -76,14 +77,14 @@ class PreviewHook(HookBase):
             chosen += [(name, records[int(place)]) for place in places]
         return chosen
 
-    def _picture(self, name: str, record: Dict) -> np.ndarray:
+    def _image(self, name: str, record: Dict) -> np.ndarray:
         """(3, h, w) uint8."""
-        image = read_image(record["file_name"], format=self._format)
+        image = read_image(record["file_name"], self._format)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         height, width = image.shape[:2]
         found = self._model([{"image": pixels, "height": height, "width": width}])[0]["instances"]
         found = found[found.scores >= SCORE].to("cpu")
-        rgb = read_image(record["file_name"], format="RGB")
+        rgb = read_image(record["file_name"], "RGB")
         drawn = side_by_side(rgb, found, record, MetadataCatalog.get(name))
         return drawn.transpose(2, 0, 1)
 

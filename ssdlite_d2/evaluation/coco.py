@@ -48,17 +48,17 @@ class BoxEvaluator(COCOEvaluator):
 
 
 def evaluate_boxes(truth: Dict, detections: List[Dict]):
-    """faster-coco-eval's evaluation; its pictures have numbers, where those of VOC have names.
+    """faster-coco-eval's evaluation; its images have numbers, where those of VOC have names.
 
     Args:
         truth: a COCO annotation file's content.
         detections: in COCO's result format; at least one.
     """
     number = {name: i + 1 for i, name in enumerate(sorted(p["id"] for p in truth["images"]))}
-    pictures = [{**picture, "id": number[picture["id"]]} for picture in truth["images"]]
+    images = [{**image, "id": number[image["id"]]} for image in truth["images"]]
     boxes = [{**box, "image_id": number[box["image_id"]]} for box in truth["annotations"]]
     detections = [{**box, "image_id": number[box["image_id"]]} for box in detections]
-    api = faster_coco_eval.COCO({**truth, "images": pictures, "annotations": boxes})
+    api = faster_coco_eval.COCO({**truth, "images": images, "annotations": boxes})
     evaluation = faster_coco_eval.COCOeval_faster(api, api.loadRes(detections), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()

@@ -14,14 +14,14 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
     """
 
     def process(self, inputs, outputs) -> None:
-        for picture, output in zip(inputs, outputs):
+        for image, output in zip(inputs, outputs):
             instances = output["instances"].to(self._cpu_device)
             rows = zip(instances.pred_boxes, instances.scores, instances.pred_classes)
             for box, score, class_id in rows:
                 x0, y0, x1, y1 = box.tolist()
                 # 1-based and inclusive, as the loader of the data set read them
                 self._predictions[int(class_id)].append(
-                    f"{picture['image_id']} {score:.8f} {x0 + 1:.3f} {y0 + 1:.3f} {x1:.3f} {y1:.3f}"
+                    f"{image['image_id']} {score:.8f} {x0 + 1:.3f} {y0 + 1:.3f} {x1:.3f} {y1:.3f}"
                 )
 
     def evaluate(self) -> Optional[OrderedDict]:

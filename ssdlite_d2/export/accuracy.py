@@ -1,4 +1,4 @@
-"""COCO AP of detections on some pictures of a data set."""
+"""COCO AP of detections on some images of a data set."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ Found = Tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (D, 4) XYXY, scores (
 
 
 def average_precision(records: Sequence[Dict], found: Sequence[Found]) -> Optional[float]:
-    """COCO's box AP in points of 100; None when the pictures have no annotations.
+    """COCO's box AP in points of 100; None when the images have no annotations.
 
     Detectron2's COCOEvaluator gives the same for a whole data set; it cannot take a part of one
     that is not in COCO format.
@@ -41,7 +41,7 @@ def average_precision(records: Sequence[Dict], found: Sequence[Found]) -> Option
 
 
 def _truth(records: Sequence[Dict]) -> COCO:
-    """Dataset dicts as pycocotools has a data set; pictures are numbered from 1."""
+    """Dataset dicts as pycocotools has a data set; images are numbered from 1."""
     annotations: List[Dict] = []
     for number, record in enumerate(records, 1):
         for a in record.get("annotations", ()):

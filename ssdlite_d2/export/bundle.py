@@ -17,11 +17,11 @@ from torch import nn
 from ..data.datasets.register import classes_of
 from ..errors import InputError
 from ..modeling import SSD
-from .detector import ExportedSSD, WithNMS
 from .formats import Format, Job
+from .graph import ExportedSSD, WithNMS
 from .options import ExportOptions
 from .parity import check_parity, write_parity
-from .quantize import quantize
+from .quantization import quantize
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def new_folder(output: Path) -> Iterator[Path]:
 def exported_module(
     cfg: CfgNode, model: SSD, chosen: Format, options: ExportOptions
 ) -> Tuple[nn.Module, torch.Tensor]:
-    """The module to export and an example picture for it."""
+    """The module to export and an example image for it."""
     module = ExportedSSD(
         model,
         image_format=cfg.INPUT.FORMAT,

@@ -9,7 +9,7 @@ from typing import Callable, Dict, Iterator, NamedTuple, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, one_of
 
 
 class Job(NamedTuple):
@@ -20,8 +20,8 @@ class Job(NamedTuple):
         image: an example input, uint8.
         path: the model file to write; files beside it are the format's own affair.
         precision: of the weights, ``fp32`` or ``fp16``.
-        dynamic_batch: whether the number of pictures is left open.
-        dynamic_size: whether the size of the pictures is left open.
+        dynamic_batch: whether the number of images is left open.
+        dynamic_size: whether the size of the images is left open.
         outputs: names of the outputs.
     """
 
@@ -43,8 +43,8 @@ class Format(NamedTuple):
         extra: the package's extra that installs them.
         write: writes a Job's file.
         precisions: those it has.
-        dynamic: whether batch and picture size may be left open, and NMS be inside.
-        channels_last: whether pictures go in as (N, H, W, 3).
+        dynamic: whether batch and image size may be left open, and NMS be inside.
+        channels_last: whether images go in as (N, H, W, 3).
         runs_here: whether the runtime can be run to check it.
     """
 
@@ -95,7 +95,7 @@ def write_onnx(job: Job) -> None:
     operator of our own for suppression.
     """
     axes = {0: "batch"} if job.dynamic_batch else {}
-    picture = {**axes, **({1: "height", 2: "width"} if job.dynamic_size else {})}
+    image = {**axes, **({1: "height", 2: "width"} if job.dynamic_size else {})}
     with tracing():
         torch.onnx.export(
             job.module,
@@ -105,7 +105,7 @@ def write_onnx(job: Job) -> None:
             opset_version=17,
             input_names=["image"],
             output_names=list(job.outputs),
-            dynamic_axes={"image": picture, **{name: axes for name in job.outputs}},
+            dynamic_axes={"image": image, **{name: axes for name in job.outputs}},
         )
     if job.precision == "fp16":
         _halve_weights(job.path)
@@ -152,7 +152,7 @@ def save_openvino(model, path: Path, compress_to_fp16: bool = False) -> None:
 
 
 def write_coreml(job: Job) -> None:
-    """An ML program that takes a picture; Core ML pictures are (N, 3, H, W) inside."""
+    """An ML program that takes an image; Core ML images are (N, 3, H, W) inside."""
     import coremltools
 
     precision = coremltools.precision.FLOAT16 if job.precision == "fp16" else None
@@ -168,7 +168,7 @@ def write_coreml(job: Job) -> None:
 
 
 def write_ncnn(job: Job) -> None:
-    """By pnnx, from TorchScript; ncnn knows no uint8, so pictures go in as float, (3, H, W)."""
+    """By pnnx, from TorchScript; ncnn knows no uint8, so images go in as float, (3, H, W)."""
     import pnnx
 
     source = job.path.with_name("source.pt")
@@ -252,6 +252,4 @@ def find_format(name: str) -> Format:
     Raises:
         InputError: there is no such format.
     """
-    if name not in FORMATS:
-        raise InputError(f"--format is '{name}'; it is one of {', '.join(FORMATS)}")
-    return FORMATS[name]
+    return FORMATS[one_of("--format", name, FORMATS)]

@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Optional, Union
 
-from ..errors import InputError
+from ..errors import InputError, one_of
 from .formats import Format, find_format
 
 
@@ -13,10 +13,10 @@ class ExportOptions:
     """The choices of ``python -m ssdlite_d2.tools.export``; its help tells what each means.
 
     Attributes:
-        batch: pictures at once, or ``"dynamic"``.
+        batch: images at once, or ``"dynamic"``.
         calibration: data set for quantization; None is the config's training data.
         parity_dataset: data set of the parity report; None is the config's test data.
-        parity_images: pictures of the parity report; 0 leaves it out.
+        parity_images: images of the parity report; 0 leaves it out.
         ap_budget: AP points that quantization may cost.
     """
 
@@ -39,11 +39,7 @@ class ExportOptions:
             InputError: it cannot.
         """
         chosen = find_format(self.format)
-        if self.precision not in chosen.precisions:
-            raise InputError(
-                f"--precision is '{self.precision}'; --format {self.format} has "
-                f"{', '.join(chosen.precisions)}"
-            )
+        one_of(f"--precision of --format {self.format}", self.precision, chosen.precisions)
         if self.batch != "dynamic" and not (str(self.batch).isdigit() and int(self.batch)):
             raise InputError(f"--batch is {self.batch}; it is a number from 1, or dynamic")
         wanted = {"--nms": self.nms, "--resize": self.resize, "--batch": self.batch == "dynamic"}

@@ -11,12 +11,13 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes
 from tabulate import tabulate
 
+from ..data.reader import read_image
 from ..errors import InputError
 from ..modeling import SSD
 from .accuracy import Found, average_precision
 from .bundled.detector import Detector
 from .options import ExportOptions
-from .pictures import choose_records, read
+from .samples import choose_records
 
 # Largest differences tolerated, by precision: of a score, of a box in parts of the input side (or
 # of itself where it is larger), and of a detection's coordinates in pixels. Those of int8 are
@@ -45,14 +46,14 @@ class Differences:
 
 @dataclass
 class Comparison:
-    """Differences gathered over pictures."""
+    """Differences gathered over images."""
 
     scores: Differences = field(default_factory=Differences)
     boxes: Differences = field(default_factory=Differences)
     relative_boxes: Differences = field(default_factory=Differences)
     matched_boxes: Differences = field(default_factory=Differences)
     matched_scores: Differences = field(default_factory=Differences)
-    pictures: int = 0
+    images: int = 0
     detections: int = 0
     exported_detections: int = 0
     matched: int = 0
@@ -71,7 +72,7 @@ class Comparison:
     def add_detections(self, ours: Found, theirs: Found, pixels: float) -> None:
         """Pair detections of one class whose corners differ by at most ``pixels``."""
         pairs = match(ours, theirs, pixels)
-        self.pictures += 1
+        self.images += 1
         self.detections += len(ours[1])
         self.exported_detections += len(theirs[1])
         self.matched += len(pairs)
@@ -82,7 +83,7 @@ class Comparison:
 
     def report(self) -> Dict:
         return {
-            "pictures": self.pictures,
+            "images": self.images,
             "scores": self.scores.report(),
             "boxes_px": self.boxes.report(),
             "boxes_relative": self.relative_boxes.report(),
@@ -109,32 +110,32 @@ def match(ours: Found, theirs: Found, pixels: float) -> List[Tuple[int, int]]:
 
 
 @torch.no_grad()
-def raw_outputs(model: SSD, pictures: np.ndarray, image_format: str) -> Tuple[np.ndarray, ...]:
+def raw_outputs(model: SSD, images: np.ndarray, image_format: str) -> Tuple[np.ndarray, ...]:
     """All boxes (N, R, 4) and scores (N, R, K) of the PyTorch model, by Detectron2's decoding.
 
     Args:
-        pictures: uint8 RGB (N, H, W, 3) of the network's input size.
+        images: uint8 RGB (N, H, W, 3) of the network's input size.
     """
-    images = model.preprocess_image([{"image": to_tensor(p, image_format)} for p in pictures])
-    features = model.backbone(images.tensor)
+    inputs = model.preprocess_image([{"image": to_tensor(p, image_format)} for p in images])
+    features = model.backbone(inputs.tensor)
     features = [features[name] for name in model.head_in_features]
     logits, deltas = model._flatten(model.head(features))
-    anchors = Boxes.cat(model.anchor_generator(features, images.tensor.shape[-2:])).tensor
+    anchors = Boxes.cat(model.anchor_generator(features, inputs.tensor.shape[-2:])).tensor
     boxes = [model.box2box_transform.apply_deltas(d, anchors) for d in deltas]
     return torch.stack(boxes).numpy(), model.scores(logits).numpy()
 
 
 def to_tensor(rgb: np.ndarray, image_format: str) -> torch.Tensor:
-    """An RGB picture (h, w, 3) as the model's (3, h, w)."""
+    """An RGB image (h, w, 3) as the model's (3, h, w)."""
     pixels = rgb[:, :, ::-1] if image_format == "BGR" else rgb
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 @torch.no_grad()
 def detect(model: SSD, rgb: np.ndarray, image_format: str, size: Sequence[int]) -> Found:
-    """The PyTorch model's detections, in pixels of a picture of ``size`` (h, w)."""
-    picture = {"image": to_tensor(rgb, image_format), "height": size[0], "width": size[1]}
-    found = model([picture])[0]["instances"]
+    """The PyTorch model's detections, in pixels of an image of ``size`` (h, w)."""
+    image = {"image": to_tensor(rgb, image_format), "height": size[0], "width": size[1]}
+    found = model([image])[0]["instances"]
     return (
         found.pred_boxes.tensor.numpy(),
         found.scores.numpy(),
@@ -150,39 +151,39 @@ def parity_dataset(cfg: CfgNode, options: ExportOptions) -> str:
     name = options.parity_dataset or next(iter(cfg.DATASETS.TEST), None)
     if name is None:
         raise InputError(
-            "the parity report needs pictures and DATASETS.TEST names no data set; name one with "
+            "the parity report needs images and DATASETS.TEST names no data set; name one with "
             "--parity-dataset, or leave the report out with --parity-images 0"
         )
     return name
 
 
 def check_parity(cfg: CfgNode, model: SSD, folder: Path, options: ExportOptions) -> Dict:
-    """Compare a bundle with the PyTorch model on pictures of a data set.
+    """Compare a bundle with the PyTorch model on images of a data set.
 
     Raw outputs and detections are compared on the very same pixels, those of the network's input;
-    AP is that of both sides' own way from the picture to the boxes.
+    AP is that of both sides' own way from the image to the boxes.
 
     Raises:
-        InputError: there are no pictures.
+        InputError: there are no images.
     """
     name = parity_dataset(cfg, options)
     records = choose_records(name, options.parity_images, "--parity-dataset")
     detector = Detector(folder)
     comparison = Comparison()
-    ours, theirs = [], []  # detections on the whole way from the picture
+    ours, theirs = [], []  # detections on the whole way from the image
     pixels = TOLERANCE.get(options.precision, TOLERANCE["fp16"])[2]
     for record in records:
-        picture = read(record)
-        size = picture.shape[:2]
-        prepared = detector.prepare([picture])
+        image = read_image(record["file_name"], "BGR")
+        size = image.shape[:2]
+        prepared = detector.prepare([image])
         outputs = detector.run(prepared)
         if not (options.nms or options.resize):
             expected = raw_outputs(model, prepared[:1], cfg.INPUT.FORMAT)
             comparison.add_outputs(expected, [x[:1] for x in outputs], max(model.input_size))
-        exported = detector([picture])[0]
+        exported = detector([image])[0]
         same_pixels = detect(model, prepared[0], cfg.INPUT.FORMAT, size)
         comparison.add_detections(same_pixels, exported, pixels)
-        ours.append(detect(model, picture[:, :, ::-1], cfg.INPUT.FORMAT, size))
+        ours.append(detect(model, image[:, :, ::-1], cfg.INPUT.FORMAT, size))
         theirs.append(exported)
     return {
         "dataset": name,
@@ -248,7 +249,7 @@ def table(report: Dict) -> str:
         )
     ]
     lines = [
-        f"Exported model against PyTorch on {report['pictures']} pictures of '{report['dataset']}'",
+        f"Exported model against PyTorch on {report['images']} images of '{report['dataset']}'",
         tabulate(rows, headers=("difference", "max", "mean"), floatfmt=".2e"),
         f"detections {report['detections']}, exported {report['exported_detections']}, "
         f"matched {report['matched']}",

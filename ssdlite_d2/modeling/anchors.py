@@ -10,7 +10,7 @@ from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, Defa
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, one_of
 
 CLIP_MODES = ("none", "corners", "center", "size")
 
@@ -66,8 +66,7 @@ class SSDAnchorGenerator(DefaultAnchorGenerator):
                     f"{key}.{name} has {len(values)} entries for {levels} feature maps "
                     "(MODEL.SSD.IN_FEATURES)"
                 )
-        if clip not in CLIP_MODES:
-            raise InputError(f"{key}.CLIP is '{clip}'; it is one of {', '.join(CLIP_MODES)}")
+        one_of(f"{key}.CLIP", clip, CLIP_MODES)
         if boxes:  # the parent hands each level's entries to generate_cell_anchors
             sizes, aspect_ratios = boxes, [[]] * levels
         super().__init__(

@@ -10,42 +10,42 @@ BLOCK = 500  # boxes that enter suppression at once
 
 
 class Candidates(NamedTuple):
-    """(anchor, class) pairs of a batch, those of a picture together and best first; (C,) each."""
+    """(anchor, class) pairs of a batch, those of an image together and best first; (C,) each."""
 
-    picture: Tensor
+    image: Tensor
     anchor: Tensor
     label: Tensor
     value: Tensor
 
 
 def best_candidates(
-    values: Tensor, threshold: float, per_picture: int, per_class: int = 0
+    values: Tensor, threshold: float, per_image: int, per_class: int = 0
 ) -> Candidates:
-    """The pairs above a threshold, at most so many of a picture, and of a class in a picture.
+    """The pairs above a threshold, at most so many of an image, and of a class in an image.
 
     Args:
         values: (N, R, K) scores, or logits whose order is that of the scores.
         per_class: 0 is no limit.
     """
-    pictures, anchors, classes = values.shape
+    images, anchors, classes = values.shape
     flat = values.flatten()
     index = (flat > threshold).nonzero().squeeze(1)  # (C,)
     value, order = flat[index].sort(descending=True, stable=True)
     index = index[order]
-    picture = index.div(anchors * classes, rounding_mode="floor")
+    image = index.div(anchors * classes, rounding_mode="floor")
     label = index % classes
     keep = None
     if per_class:
-        keep = _rank(picture * classes + label) < per_class
-        index, value, picture, label = (x[keep] for x in (index, value, picture, label))
-    if pictures > 1:
-        picture, order = picture.sort(stable=True)
+        keep = _rank(image * classes + label) < per_class
+        index, value, image, label = (x[keep] for x in (index, value, image, label))
+    if images > 1:
+        image, order = image.sort(stable=True)
         index, value, label = (x[order] for x in (index, value, label))
-    if len(index) > per_picture:
-        keep = _rank(picture) < per_picture
-        index, value, picture, label = (x[keep] for x in (index, value, picture, label))
+    if len(index) > per_image:
+        keep = _rank(image) < per_image
+        index, value, image, label = (x[keep] for x in (index, value, image, label))
     anchor = index.div(classes, rounding_mode="floor") % anchors
-    return Candidates(picture, anchor, label, value)
+    return Candidates(image, anchor, label, value)
 
 
 def _rank(group: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ LOSSES = ("focal", "multibox")
 class SSD(DenseDetector):
     """:paper:`SSD`: class scores and box codes for the anchors of several feature maps, at once.
 
-    Takes pictures of any size and stretches them to its input size; boxes come out in the pixels of
-    the picture (or of ``height`` and ``width`` of its input dict), as Detectron2 wants them.
+    Takes images of any size and stretches them to its input size; boxes come out in the pixels of
+    the image (or of ``height`` and ``width`` of its input dict), as Detectron2 wants them.
     """
 
     head_class = SSDHead
@@ -78,7 +78,7 @@ class SSD(DenseDetector):
             multi_scale: in training, take batches at the size they come in.
             loss: ``"focal"``: sigmoid scores, Kc = K. ``"multibox"``: softmax scores, Kc = K + 1,
                 background last.
-            test_topk_candidates: (anchor, class) pairs of a picture that enter suppression.
+            test_topk_candidates: (anchor, class) pairs of an image that enter suppression.
 
         The rest is told where ``add_ssd_config`` defines the key of the same name.
 
@@ -176,13 +176,13 @@ class SSD(DenseDetector):
         }
 
     def preprocess_image(self, batched_inputs: List[Dict[str, Tensor]]) -> ImageList:
-        """Stretch every picture to the input size and normalise.
+        """Stretch every image to the input size and normalise.
 
         Unlike the parent, which pads. The resampling is bilinear without antialias, as in training
-        (``ResizeTransform``); a picture of the input size is taken as it is.
+        (``ResizeTransform``); an image of the input size is taken as it is.
 
         Returns:
-            ImageList: tensor (N, 3, H, W); ``image_sizes`` are the sizes the pictures came in.
+            ImageList: tensor (N, 3, H, W); ``image_sizes`` are the sizes the images came in.
         """
         images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
@@ -213,7 +213,7 @@ class SSD(DenseDetector):
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
 
     def _scale_to_input(self, gt_instances: List[Instances], images: ImageList) -> None:
-        """Bring boxes from the pixels of the pictures to those of the network input."""
+        """Bring boxes from the pixels of the images to those of the network input."""
         height, width = images.tensor.shape[-2:]
         for instances, (h, w) in zip(gt_instances, images.image_sizes):
             if (h, w) != (height, width):
@@ -320,9 +320,9 @@ class SSD(DenseDetector):
     def detect(
         self, anchors: Boxes, logits: Tensor, deltas: Tensor, size: Tuple[int, int]
     ) -> List[Instances]:
-        """Detections of every picture, in pixels of the network input, best first.
+        """Detections of every image, in pixels of the network input, best first.
 
-        Only candidates above the threshold are decoded, those of all pictures together.
+        Only candidates above the threshold are decoded, those of all images together.
 
         Args:
             anchors: R boxes.
@@ -339,15 +339,15 @@ class SSD(DenseDetector):
         )
         scores = candidates.value.sigmoid() if self.loss == "focal" else candidates.value
         boxes = self.box2box_transform.apply_deltas(
-            deltas[candidates.picture, candidates.anchor], anchors.tensor[candidates.anchor]
+            deltas[candidates.image, candidates.anchor], anchors.tensor[candidates.anchor]
         )
         if self.clip_before_nms:
             clipped = Boxes(boxes)
             clipped.clip(size)
             boxes = clipped.tensor
-        counts = candidates.picture.bincount(minlength=len(logits)).tolist()
+        counts = candidates.image.bincount(minlength=len(logits)).tolist()
         parts = (x.split(counts) for x in (boxes, scores, candidates.label))
-        return [self._suppress(*picture, size) for picture in zip(*parts)]
+        return [self._suppress(*image, size) for image in zip(*parts)]
 
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, size) -> Instances:
         kept = suppress(boxes, scores, labels, self.test_nms_thresh, self.max_detections_per_image)

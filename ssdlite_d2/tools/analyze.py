@@ -4,7 +4,6 @@ python -m ssdlite_d2.tools.analyze --config-file configs/ssdlite_mnv2.yaml
 """
 
 import argparse
-import sys
 from typing import Dict
 
 import torch
@@ -14,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import load_config
 from ..engine import finish_config
-from ..errors import InputError
+from .program import one_line_errors
 
 
 def analyze(cfg: CfgNode) -> Dict[str, int]:
-    """Counts of a finished config's model for one picture of the input size.
+    """Counts of a finished config's model for one image of the input size.
 
     Returns:
         dict: ``parameters``; ``madds``, the multiply-adds of convolutions and linear layers;
@@ -44,13 +43,11 @@ def main() -> None:
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     args = parser.parse_args()
-    try:
+    with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         cfg.MODEL.DEVICE = "meta"  # shapes are enough
         finish_config(cfg)
         counts = analyze(cfg)
-    except InputError as error:
-        sys.exit(f"error: {error}")
     height, width = cfg.INPUT.SIZE
     print(f"input         {height} x {width}, {cfg.MODEL.SSD.NUM_CLASSES} classes")
     print(f"parameters    {counts['parameters']:,}")

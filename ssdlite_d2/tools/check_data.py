@@ -1,4 +1,4 @@
-"""Read every picture and box of a config's data sets and report what is wrong with them.
+"""Read every image and box of a config's data sets and report what is wrong with them.
 
 python -m ssdlite_d2.tools.check_data --config-file configs/ssdlite_mnv2_bccd.yaml
 """
@@ -18,16 +18,16 @@ from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
 from ..config import load_config
-from ..data.check import (
+from ..data.datasets.annotations import Problem
+from ..diagnostics.coverage import anchor_coverage, anchors_of
+from ..diagnostics.defects import (
     KINDS,
     boxes_of,
     check_boxes,
-    check_pictures,
+    check_images,
     load_records,
     read_all_facts,
 )
-from ..data.coverage import anchor_coverage, anchors_of
-from ..data.datasets.annotations import Problem
 from ..engine import finish_config
 from ..errors import InputError
 from .program import program
@@ -66,8 +66,8 @@ def find_defects(names: List[str], records: Dict[str, List[Dict]], workers: int)
         for record in records[name]:
             found[name] += check_boxes(record)
     paths = [record["file_name"] for name in names for record in records[name]]
-    facts = tqdm.tqdm(read_all_facts(paths, workers), total=len(paths), unit="picture")
-    for name, problems in check_pictures(records, facts).items():
+    facts = tqdm.tqdm(read_all_facts(paths, workers), total=len(paths), unit="image")
+    for name, problems in check_images(records, facts).items():
         found[name] += problems
     return found
 
@@ -77,7 +77,7 @@ def describe(records: List[Dict], classes: List[str], cfg: CfgNode, anchors: np.
     height, width = cfg.INPUT.SIZE
     boxes = [boxes_of(r) * ([width / r["width"], height / r["height"]] * 2) for r in records]
     ids = np.array([a["category_id"] for r in records for a in r["annotations"]], dtype=int)
-    per_picture = [len(b) for b in boxes]
+    per_image = [len(b) for b in boxes]
     boxes = np.concatenate([np.zeros((0, 4)), *boxes])
     sizes = np.sqrt(np.prod((boxes[:, 2:] - boxes[:, :2]).clip(0), axis=1))
     sampled = np.random.default_rng(0).permutation(len(boxes))[:SAMPLE]
@@ -93,9 +93,9 @@ def describe(records: List[Dict], classes: List[str], cfg: CfgNode, anchors: np.
         for (low, high), of in ((s, (sizes >= s[0]) & (sizes < s[1])) for s in SIZES)
     ]
     return {
-        "pictures": len(records),
+        "images": len(records),
         "boxes": len(boxes),
-        "boxes per picture": _quantiles(np.array(per_picture)),
+        "boxes per image": _quantiles(np.array(per_image)),
         "classes": by_class,
         "sizes": groups,
     }
@@ -116,12 +116,12 @@ def _share(matched: np.ndarray) -> Dict[str, float]:
 
 
 def show(name: str, problems: List[Problem], facts: Dict) -> None:
-    print(f"\n== {name}: {facts['pictures']} pictures, {facts['boxes']} boxes")
+    print(f"\n== {name}: {facts['images']} images, {facts['boxes']} boxes")
     for problem in problems:
         print(f"{problem.kind}: {problem.file}: {problem.reason}")
     counts = Counter(problem.kind for problem in problems)
     print("defects: " + (", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"))
-    print(tabulate([facts["boxes per picture"]], headers="keys"), "boxes per picture", sep="\n")
+    print(tabulate([facts["boxes per image"]], headers="keys"), "boxes per image", sep="\n")
     print("\nSquare roots of box areas in pixels of the network input; matched: the share that an")
     print("anchor overlaps by MODEL.SSD.IOU_THRESHOLD.")
     print(tabulate(facts["classes"], headers="keys"))

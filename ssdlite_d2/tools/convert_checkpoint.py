@@ -7,7 +7,6 @@ python -m ssdlite_d2.tools.convert_checkpoint --source lufficc \
 import argparse
 import os
 import pickle
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Dict
@@ -22,6 +21,7 @@ from ..checkpoint.tensorflow import is_variable
 from ..config import load_config
 from ..engine import finish_config
 from ..errors import InputError
+from .program import one_line_errors
 
 
 def read_source(path: str) -> Dict[str, Tensor]:
@@ -112,10 +112,8 @@ def main() -> None:
     parser.add_argument("input", help="the public file")
     parser.add_argument("output", help="the checkpoint to write, .pth")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
-    try:
+    with one_line_errors():
         run(parser.parse_args())
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Detectron2's demo for SSD: draw detections on pictures, a video or a webcam.
+"""Detectron2's demo for SSD: draw detections on images, a video or a webcam.
 
 python -m ssdlite_d2.tools.demo --config-file configs/ssdlite_mnv2.yaml --input *.jpg \
     --output drawn --opts MODEL.WEIGHTS model.pth
@@ -18,18 +18,18 @@ import cv2
 import numpy as np
 import tqdm
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
 
 from ..config import load_config
+from ..data.reader import read_image
 from ..engine import build_predictor, finish_config
 from ..engine.predictor import SSDPredictor
 from ..errors import InputError
 from .program import program
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 WINDOW = "SSD detections"
 
 logger = logging.getLogger("ssdlite_d2")
@@ -39,13 +39,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Draw an SSD model's detections")
     parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", help="pictures, folders of them, or glob patterns")
+    source.add_argument("--input", nargs="+", help="images, folders of them, or glob patterns")
     source.add_argument("--video-input", metavar="FILE", help="path to a video file")
-    source.add_argument("--webcam", action="store_true", help="take pictures from the webcam")
+    source.add_argument("--webcam", action="store_true", help="take images from the webcam")
     parser.add_argument(
         "--output",
         metavar="PATH",
-        help="a folder, or a file for one picture or video; without it, a window shows the result",
+        help="a folder, or a file for one image or video; without it, a window shows the result",
     )
     parser.add_argument(
         "--confidence-threshold",
@@ -59,7 +59,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=int,
         default=8,
         metavar="N",
-        help="pictures or frames that go through the model at once (default: 8; webcam: 1)",
+        help="images or frames that go through the model at once (default: 8; webcam: 1)",
     )
     parser.add_argument(
         "--opts",
@@ -70,8 +70,8 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_pictures(inputs: Sequence[str]) -> List[str]:
-    """The picture files that paths, folders and glob patterns stand for.
+def find_images(inputs: Sequence[str]) -> List[str]:
+    """The image files that paths, folders and glob patterns stand for.
 
     Raises:
         InputError: one of them stands for none.
@@ -79,27 +79,27 @@ def find_pictures(inputs: Sequence[str]) -> List[str]:
     found = []
     for item in map(os.path.expanduser, inputs):
         if os.path.isdir(item):
-            paths = [str(p) for p in sorted(Path(item).iterdir()) if p.suffix.lower() in PICTURES]
+            paths = [str(p) for p in sorted(Path(item).iterdir()) if p.suffix.lower() in IMAGES]
         else:
             paths = [item] if os.path.isfile(item) else sorted(glob.glob(item))
         if not paths:
-            raise InputError(f"--input: no picture at {item}")
+            raise InputError(f"--input: no image at {item}")
         found += paths
     return found
 
 
-def run_on_pictures(
+def run_on_images(
     predictor: SSDPredictor, paths: List[str], output: str, batch_size: int = 1
 ) -> int:
-    """Draw on each picture; returns how many could not be read."""
-    to_file = bool(output) and Path(output).suffix.lower() in PICTURES
+    """Draw on each image; returns how many could not be read."""
+    to_file = bool(output) and Path(output).suffix.lower() in IMAGES
     if to_file and len(paths) > 1:
-        raise InputError(f"--output {output} is one file for {len(paths)} pictures; name a folder")
+        raise InputError(f"--output {output} is one file for {len(paths)} images; name a folder")
     if output:
         _make_folder(Path(output).parent if to_file else Path(output))
     readable = 0
-    pictures = _read_pictures(tqdm.tqdm(paths, disable=not output))
-    for batch in _batches(pictures, batch_size if output else 1):
+    images = _read_images(tqdm.tqdm(paths, disable=not output))
+    for batch in _batches(images, batch_size if output else 1):
         readable += len(batch)
         for (path, image), instances in zip(batch, detect(predictor, [x for _, x in batch])):
             logger.info(f"{path}: detected {len(instances)} instances")
@@ -115,13 +115,13 @@ def run_on_pictures(
     return len(paths) - readable
 
 
-def _read_pictures(paths: Iterable[str]) -> Iterator[Tuple[str, np.ndarray]]:
-    """(path, BGR picture) of those that can be read; the others are logged."""
+def _read_images(paths: Iterable[str]) -> Iterator[Tuple[str, np.ndarray]]:
+    """(path, BGR image) of those that can be read; the others are logged."""
     for path in paths:
         try:
-            yield path, read_image(path, format="BGR")
-        except (OSError, SyntaxError, ValueError) as error:
-            logger.error(f"{path} cannot be read: {str(error).splitlines()[0]}")
+            yield path, read_image(path, "BGR")
+        except InputError as error:
+            logger.error(str(error))
 
 
 def _batches(items: Iterable, size: int) -> Iterator[List]:
@@ -132,16 +132,16 @@ def _batches(items: Iterable, size: int) -> Iterator[List]:
 
 
 def detect(predictor: SSDPredictor, images: List[np.ndarray]) -> List[Instances]:
-    """Detections of BGR pictures, computed together; the time is logged."""
+    """Detections of BGR images, computed together; the time is logged."""
     start = time.perf_counter()
     found = [output["instances"].to("cpu") for output in predictor.predict(images)]
     seconds = (time.perf_counter() - start) / len(images)
-    logger.debug(f"{len(images)} pictures, {1000 * seconds:.0f} ms each")
+    logger.debug(f"{len(images)} images, {1000 * seconds:.0f} ms each")
     return found
 
 
 def draw(image: np.ndarray, instances: Instances, metadata) -> np.ndarray:
-    """Detections on a BGR picture (h, w, 3); returns the like."""
+    """Detections on a BGR image (h, w, 3); returns the like."""
     visualizer = Visualizer(image[:, :, ::-1], metadata)
     return visualizer.draw_instance_predictions(instances).get_image()[:, :, ::-1]
 
@@ -202,20 +202,20 @@ def _make_folder(path: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns the exit status: 1 when a picture could not be read."""
+    """Returns the exit status: 1 when an image could not be read."""
     if args.webcam and args.output:
-        raise InputError("--webcam shows a window; --output is for pictures and video files")
+        raise InputError("--webcam shows a window; --output is for images and video files")
     if args.batch_size < 1:
         raise InputError(f"--batch-size is {args.batch_size}; 1 is the least")
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.SSD.SCORE_THRESH_TEST = args.confidence_threshold
-    paths = find_pictures(args.input) if args.input else []
+    paths = find_images(args.input) if args.input else []
     finish_config(cfg)
     predictor = build_predictor(cfg)
     if not hasattr(predictor, "metadata"):  # the config names no data set for testing
         predictor.metadata = MetadataCatalog.get("__unused")
     if args.input:
-        return int(run_on_pictures(predictor, paths, args.output, args.batch_size) > 0)
+        return int(run_on_images(predictor, paths, args.output, args.batch_size) > 0)
     source = 0 if args.webcam else args.video_input
     run_on_video(predictor, source, args.output, args.batch_size)
     return 0

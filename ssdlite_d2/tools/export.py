@@ -30,13 +30,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="fp32, fp16 (the weights) or int8 (static quantization; onnx and openvino)",
     )
     parser.add_argument(
-        "--batch", default="1", metavar="N", help="pictures at once, or dynamic (default: 1)"
+        "--batch", default="1", metavar="N", help="images at once, or dynamic (default: 1)"
     )
     parser.add_argument("--nms", action="store_true", help="non-maximum suppression in the model")
     parser.add_argument(
         "--resize",
         action="store_true",
-        help="the resize in the model: pictures of any size go in, boxes in their pixels come out",
+        help="the resize in the model: images of any size go in, boxes in their pixels come out",
     )
     parser.add_argument(
         "--calibration",
@@ -63,7 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=int,
         default=50,
         metavar="N",
-        help="pictures of the parity report; 0 leaves it out (default: 50)",
+        help="images of the parity report; 0 leaves it out (default: 50)",
     )
     parser.add_argument(
         "--allow-difference",

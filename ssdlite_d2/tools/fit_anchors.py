@@ -5,7 +5,6 @@ python -m ssdlite_d2.tools.fit_anchors --config-file mine.yaml --output mine_fit
 
 import argparse
 import os
-import sys
 from typing import Dict, List
 
 import numpy as np
@@ -14,8 +13,8 @@ from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
 from ..config import find_config, load_config
-from ..data.anchor_fitting import Level, fit_shapes
-from ..data.coverage import (
+from ..diagnostics.anchor_fitting import Level, fit_shapes
+from ..diagnostics.coverage import (
     TrainingBoxes,
     anchor_coverage,
     anchor_generator_of,
@@ -24,6 +23,7 @@ from ..data.coverage import (
 )
 from ..engine import finish_config
 from ..errors import InputError
+from .program import one_line_errors
 
 MOST_BOXES = 20000  # of a larger data set, so many are drawn
 SMALL, LARGE = 32, 96  # sides in pixels: COCO's size groups, here of the network input
@@ -146,10 +146,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="trials of the search per level")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
-    try:
+    with one_line_errors():
         run(parser.parse_args())
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

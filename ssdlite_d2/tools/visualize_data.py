@@ -1,4 +1,4 @@
-"""Draw what the network sees in training: augmented pictures with their boxes, on contact sheets.
+"""Draw what the network sees in training: augmented images with their boxes, on contact sheets.
 
 python -m ssdlite_d2.tools.visualize_data --config-file configs/ssdlite_mnv2_bccd.yaml --output seen
 """
@@ -21,18 +21,18 @@ from ..engine import finish_config
 from ..errors import InputError
 from .program import program
 
-GAP = 4  # pixels between the pictures of a sheet
+GAP = 4  # pixels between the images of a sheet
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the sheets")
-    parser.add_argument("--count", type=int, default=24, help="how many pictures (default: 24)")
+    parser.add_argument("--count", type=int, default=24, help="how many images (default: 24)")
     parser.add_argument(
-        "--repeat", type=int, default=1, help="how many draws of each picture (default: 1)"
+        "--repeat", type=int, default=1, help="how many draws of each image (default: 1)"
     )
-    parser.add_argument("--columns", type=int, default=4, help="pictures per row (default: 4)")
+    parser.add_argument("--columns", type=int, default=4, help="images per row (default: 4)")
     parser.add_argument("--rows", type=int, default=3, help="rows per sheet (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
@@ -40,7 +40,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def training_samples(cfg: CfgNode, count: int, repeat: int) -> Iterator[Dict]:
-    """What the training loader makes of pictures spread over the training sets."""
+    """What the training loader makes of images spread over the training sets."""
     records = DatasetFromList(load_train_records(cfg), copy=False)
     mapper, collate = build_train_mapper(cfg, records), build_collator(cfg)
     for index in np.linspace(0, len(records) - 1, min(count, len(records))).astype(int):
@@ -51,7 +51,7 @@ def training_samples(cfg: CfgNode, count: int, repeat: int) -> Iterator[Dict]:
 
 
 def draw(sample: Dict, cfg: CfgNode) -> np.ndarray:
-    """A training sample with its boxes as a BGR picture; regions to ignore are grey."""
+    """A training sample with its boxes as a BGR image; regions to ignore are grey."""
     image = sample["image"].permute(1, 2, 0).numpy()
     if cfg.INPUT.FORMAT == "BGR":
         image = image[:, :, ::-1]
@@ -73,14 +73,14 @@ COLOURS = [
 ]
 
 
-def make_sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures (h, w, 3) of any sizes side by side, row by row, on white."""
-    height, width = (max(p.shape[axis] for p in pictures) + GAP for axis in (0, 1))
-    rows = -(-len(pictures) // columns)
+def make_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Images (h, w, 3) of any sizes side by side, row by row, on white."""
+    height, width = (max(p.shape[axis] for p in images) + GAP for axis in (0, 1))
+    rows = -(-len(images) // columns)
     sheet = np.full((rows * height + GAP, columns * width + GAP, 3), 255, dtype=np.uint8)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         y, x = (GAP + n * step for n, step in zip(divmod(index, columns), (height, width)))
-        sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
     return sheet
 
 
@@ -94,15 +94,15 @@ def run(args: argparse.Namespace) -> List[Path]:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output: {output}: {error.strerror}") from error
-    cfg.OUTPUT_DIR = str(output)  # where a list of skipped pictures goes
-    pictures = [draw(sample, cfg) for sample in training_samples(cfg, args.count, args.repeat)]
+    cfg.OUTPUT_DIR = str(output)  # where a list of skipped images goes
+    images = [draw(sample, cfg) for sample in training_samples(cfg, args.count, args.repeat)]
     paths = []
-    for start in range(0, len(pictures), per_sheet):
+    for start in range(0, len(images), per_sheet):
         paths.append(output / f"sheet{len(paths):03d}.jpg")
-        sheet = make_sheet(pictures[start : start + per_sheet], args.columns)
+        sheet = make_sheet(images[start : start + per_sheet], args.columns)
         if not cv2.imwrite(str(paths[-1]), sheet):
             raise InputError(f"--output: cannot write {paths[-1]}")
-    print(f"{len(pictures)} training pictures:")
+    print(f"{len(images)} training images:")
     print("\n".join(f"  {path}" for path in paths))
     return paths
 

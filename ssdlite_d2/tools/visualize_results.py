@@ -1,4 +1,4 @@
-"""Draw a model's detections beside the true boxes on pictures of its test set.
+"""Draw a model's detections beside the true boxes on images of its test set.
 
 python -m ssdlite_d2.tools.visualize_results --config-file configs/ssdlite_mnv2_bccd.yaml \
     --output drawn --opts MODEL.WEIGHTS model.pth
@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import tqdm
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 
 from ..config import load_config
 from ..data.datasets import dataset_errors
+from ..data.reader import read_image
 from ..engine import build_predictor, finish_config
 from ..engine.visuals import side_by_side
 from ..errors import InputError
@@ -24,8 +24,8 @@ from .program import program
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Draw detections (left) and true boxes (right)")
     parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
-    parser.add_argument("--count", type=int, default=8, help="how many pictures (default: 8)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the images")
+    parser.add_argument("--count", type=int, default=8, help="how many images (default: 8)")
     parser.add_argument(
         "--confidence-threshold",
         type=float,
@@ -47,20 +47,20 @@ def run(args: argparse.Namespace) -> None:
     name = cfg.DATASETS.TEST[0]
     with dataset_errors((name,)):
         records = DatasetCatalog.get(name)
-    # the pictures with the most objects of each stretch of the data set: spread, and not empty
+    # the images with the most objects of each stretch of the data set: spread, and not empty
     stretches = np.array_split(np.arange(len(records)), min(args.count, len(records)))
     chosen = [max(s, key=lambda i: len(records[i]["annotations"])) for s in stretches]
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     paths = []
     for record in tqdm.tqdm([records[i] for i in chosen]):
-        image = read_image(record["file_name"], format="BGR")
+        image = read_image(record["file_name"], "BGR")
         instances = predictor(image)["instances"].to("cpu")
         drawn = side_by_side(image[:, :, ::-1], instances, record, MetadataCatalog.get(name))
         paths.append(output / f"{Path(record['file_name']).stem}.jpg")
         if not cv2.imwrite(str(paths[-1]), drawn[:, :, ::-1]):
             raise InputError(f"--output: cannot write {paths[-1]}")
-    print(f"Detections (left) and true boxes (right), {len(paths)} pictures of '{name}':")
+    print(f"Detections (left) and true boxes (right), {len(paths)} images of '{name}':")
     print("\n".join(f"  {path}" for path in paths))
 
 

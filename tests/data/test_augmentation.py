@@ -63,12 +63,12 @@ def test_crop_keeps_its_promises(min_iou, monkeypatch):
 
 
 def test_crop_draws_every_mode_equally_often():
-    """On a picture that one box fills, every window's IoU is its share of the picture."""
+    """On an image that one box fills, every window's IoU is its share of the image."""
     boxes = np.array([[0.0, 0, 320, 240]])
     crop = RandomIoUCrop(min_ious=(0.3,))
     drawn = [crop.get_transform(IMAGE, boxes) for _ in range(3000)]
     windows = [t for t in drawn if isinstance(t, CropTransform)]
-    assert 1 / 3 - 0.03 <= 1 - len(windows) / 3000 <= 1 / 3 + 0.03  # the whole picture
+    assert 1 / 3 - 0.03 <= 1 - len(windows) / 3000 <= 1 / 3 + 0.03  # the whole image
     below = np.mean([t.w * t.h < 0.3 * 320 * 240 for t in windows])
     # half of the windows are free; a free one is below 0.3 with a chance measured apart
     free = crop._draw_windows(240, 320)
@@ -104,7 +104,7 @@ def drawn_by_definition(rng, boxes, width=320, height=240):
 
 
 def test_crop_is_distributed_as_defined():
-    """5,000 draws each: whole pictures, scale, aspect ratio and boxes kept."""
+    """5,000 draws each: whole images, scale, aspect ratio and boxes kept."""
     rng, crop, found = np.random.default_rng(0), RandomIoUCrop(), []
     for _ in range(5000):
         t = crop.get_transform(IMAGE, BOXES)
@@ -114,7 +114,7 @@ def test_crop_is_distributed_as_defined():
     expected = np.array([drawn_by_definition(rng, BOXES.tolist()) for _ in range(5000)])
     sides = [w[:, 2:] - w[:, :2] for w in (found, expected)]
     for quantity, bins in (
-        (lambda s: (s == (320, 240)).all(axis=1), [0, 0.5, 1]),  # whole pictures
+        (lambda s: (s == (320, 240)).all(axis=1), [0, 0.5, 1]),  # whole images
         (lambda s: np.sqrt(s.prod(axis=1) / (320 * 240)), np.linspace(0.3, 1, 9)),  # scale
         (lambda s: np.log2(s[:, 1] / s[:, 0]), np.linspace(-1.1, 1.1, 9)),  # aspect ratio
     ):
@@ -142,7 +142,7 @@ def test_scale_jitter_keeps_the_shape_and_its_range():
         expand, crop = jitter(sample).transforms
         height, width = sample.image.shape[:2]
         assert abs(height - width) <= 1  # as 320 x 320
-        scales.append(320 / width)  # pixels of the result per pixel of the picture; 1: it fits
+        scales.append(320 / width)  # pixels of the result per pixel of the image; 1: it fits
         assert crop.x0 + crop.w <= expand.width and crop.y0 + crop.h <= expand.height
     assert 0.49 <= min(scales) < 0.55 and 1.9 < max(scales) <= 2.02
     assert np.mean(scales) == pytest.approx(1.25, abs=0.06)
@@ -158,14 +158,14 @@ def test_probabilities_are_those_of_the_config():
         assert isinstance(flip.get_transform(IMAGE), NoOpTransform)
 
 
-def test_crop_leaves_pictures_without_boxes_whole():
+def test_crop_leaves_images_without_boxes_whole():
     for _ in range(20):
         transform = RandomIoUCrop().get_transform(IMAGE, np.zeros((0, 4)))
         assert isinstance(transform, NoOpTransform)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (10, 10000)])
-def test_crop_ends_on_pictures_of_any_shape(size):
+def test_crop_ends_on_images_of_any_shape(size):
     height, width = size
     image = np.zeros((*size, 3), dtype=np.uint8)
     for _ in range(20):

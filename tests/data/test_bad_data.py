@@ -14,26 +14,26 @@ SIZE = (96, 128)
 
 
 def save(kind, path):
-    """A picture of a kind; returns its (height, width) as it is seen."""
+    """An image of a kind; returns its (height, width) as it is seen."""
     noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    picture, suffix = Image.fromarray(noise), ".png"
+    image, suffix = Image.fromarray(noise), ".png"
     exif = Image.Exif()
     if kind in ("L", "RGBA", "P"):
-        picture = picture.convert(kind)
+        image = image.convert(kind)
     elif kind == "CMYK":
-        picture, suffix = picture.convert(kind), ".jpg"
+        image, suffix = image.convert(kind), ".jpg"
     elif kind == "EXIF-rotated":
         exif[0x0112], suffix = 6, ".jpg"
     elif kind == "1x1":
-        picture, suffix = picture.resize((1, 1)), ".jpg"
+        image, suffix = image.resize((1, 1)), ".jpg"
     elif kind == "10000x10":
-        picture, suffix = picture.resize((10000, 10)), ".jpg"
+        image, suffix = image.resize((10000, 10)), ".jpg"
     path = str(path / f"a{suffix}")
     if kind == "16-bit":
         cv2.imwrite(path, noise.astype(np.uint16) * 257)
     else:
-        picture.save(path, **({"exif": exif} if kind == "EXIF-rotated" else {}))
-    return path, (picture.size if kind == "EXIF-rotated" else picture.size[::-1])
+        image.save(path, **({"exif": exif} if kind == "EXIF-rotated" else {}))
+    return path, (image.size if kind == "EXIF-rotated" else image.size[::-1])
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def models():
 
 NAN, INF = float("nan"), float("inf")
 BOXES = {
-    "whole": [0, 0, 1, 1],  # in shares of the picture
+    "whole": [0, 0, 1, 1],  # in shares of the image
     "nan": [NAN, 0, 1, 1],
     "infinite": [0, 0, INF, 1],
     "inverted": [0.9, 0.9, 0.1, 0.1],
@@ -66,7 +66,7 @@ BOXES = {
 @pytest.mark.parametrize(
     "kind", ["RGB", "L", "RGBA", "P", "CMYK", "16-bit", "EXIF-rotated", "1x1", "10000x10"]
 )
-def test_every_picture_with_every_box_trains(kind, tmp_path, models):
+def test_every_image_with_every_box_trains(kind, tmp_path, models):
     path, (height, width) = save(kind, tmp_path)
     for fast in (True, False):
         cfg = bare_config(3, "INPUT.FAST", fast, "INPUT.SIZE", (64, 64))

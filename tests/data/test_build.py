@@ -15,8 +15,8 @@ from PIL import Image
 from ssdlite_d2 import InputError
 from ssdlite_d2.data import SSDDatasetMapper, build_train_loader, resolve_datasets
 from ssdlite_d2.data.build import build_collator, build_train_mapper, load_train_records
-from ssdlite_d2.data.cache import PictureCache
-from ssdlite_d2.data.reader import read_picture
+from ssdlite_d2.data.cache import ImageCache
+from ssdlite_d2.data.reader import read_image
 from ssdlite_d2.data.skipped import report_skipped
 from ssdlite_d2.engine import SSDTrainer
 
@@ -82,7 +82,7 @@ def test_multi_scale_draws_one_size_per_batch(bccd):
         make_model(3, "INPUT.MULTI_SCALE", sizes)
 
 
-def test_mosaic_is_made_of_four_pictures_with_their_boxes(bccd):
+def test_mosaic_is_made_of_four_images_with_their_boxes(bccd):
     plain = ["INPUT.EXPAND.PROB", 0.0, "INPUT.IOU_CROP.ENABLED", False, "INPUT.RANDOM_FLIP", "none"]
     cfg = config("INPUT.MOSAIC.PROB", 1.0, "INPUT.PHOTOMETRIC.ENABLED", False, *plain)
     records = load_train_records(cfg)
@@ -92,21 +92,21 @@ def test_mosaic_is_made_of_four_pictures_with_their_boxes(bccd):
         boxes = mapper(records[0])["instances"].gt_boxes.tensor
         assert len(records[0]["annotations"]) < len(boxes) <= 4 * 20
         assert (boxes >= 0).all() and (boxes <= 128).all()
-    without = SSDDatasetMapper(cfg, True)  # no data set to take pictures from: no mosaic
+    without = SSDDatasetMapper(cfg, True)  # no data set to take images from: no mosaic
     assert len(without(records[0])["instances"]) == len(records[0]["annotations"])
 
 
 def test_cache_gives_what_the_files_have_and_reads_each_once(bccd, monkeypatch):
     records = load_train_records(config())
-    cache = PictureCache(records)
+    cache = ImageCache(records)
     for reduction in (1, 2, 8):
         for record in records:
             path = record["file_name"]
-            difference = cache(path, "RGB", reduction).astype(int) - read_picture(
+            difference = cache(path, "RGB", reduction).astype(int) - read_image(
                 path, "RGB", reduction
             )
             assert np.abs(difference).mean() < 1 if reduction > 1 else not difference.any()
-    monkeypatch.setattr("ssdlite_d2.data.cache.read_picture", None)
+    monkeypatch.setattr("ssdlite_d2.data.cache.read_image", None)
     assert cache(records[0]["file_name"]).shape == (480, 640, 3)  # no file is read again
 
 
@@ -123,18 +123,18 @@ def test_cached_loader_gives_the_same_batches(bccd):
 
 def test_cache_that_does_not_fit_says_how_much_it_needs(bccd, monkeypatch):
     monkeypatch.setattr("ssdlite_d2.data.cache._free_memory", lambda: 3e6)
-    with pytest.raises(InputError, match=r"CACHE ram needs 0.0 GB for 4 pictures.*CACHE none"):
+    with pytest.raises(InputError, match=r"CACHE ram needs 0.0 GB for 4 images.*CACHE none"):
         build_train_loader(config("DATALOADER.CACHE", "ram"))
 
 
-def test_bad_pictures_are_skipped_and_listed(bccd_copy, tmp_path):
+def test_bad_images_are_skipped_and_listed(bccd_copy, tmp_path):
     folder = bccd_copy / "JPEGImages"
-    (folder / "BloodImage_00000.jpg").write_bytes(b"no picture")
+    (folder / "BloodImage_00000.jpg").write_bytes(b"no image")
     Image.new("RGB", (50, 50)).save(folder / "BloodImage_00007.jpg")
     (tmp_path / "out").mkdir()
     opts = ["INPUT.ON_BAD_IMAGE", "skip", "OUTPUT_DIR", str(tmp_path / "out")]
     cfg = config(*opts, workers=2)
-    (tmp_path / "out" / "skipped_pictures.txt").write_text("of an earlier run\n")
+    (tmp_path / "out" / "skipped_images.txt").write_text("of an earlier run\n")
     loader = build_train_loader(cfg)
     stream = iter(loader)
     names = {s["file_name"][-9:] for _ in range(6) for s in next(stream)}
@@ -148,7 +148,7 @@ def test_bad_pictures_are_skipped_and_listed(bccd_copy, tmp_path):
 
 
 def test_resumed_runs_draw_the_same_substitutes(bccd_copy, tmp_path):
-    (bccd_copy / "JPEGImages" / "BloodImage_00343.jpg").write_bytes(b"no picture")
+    (bccd_copy / "JPEGImages" / "BloodImage_00343.jpg").write_bytes(b"no image")
     cfg = config("INPUT.ON_BAD_IMAGE", "skip", "OUTPUT_DIR", str(tmp_path), "SEED", 4)
 
     def batches(position, count):
@@ -164,15 +164,15 @@ def test_resumed_runs_draw_the_same_substitutes(bccd_copy, tmp_path):
     assert set(names) == {"00000.jpg", "00007.jpg", "00338.jpg"}
 
 
-def test_nothing_but_bad_pictures_is_an_error(bccd_copy, tmp_path):
-    for picture in (bccd_copy / "JPEGImages").iterdir():
-        picture.write_bytes(b"no picture")
+def test_nothing_but_bad_images_is_an_error(bccd_copy, tmp_path):
+    for image in (bccd_copy / "JPEGImages").iterdir():
+        image.write_bytes(b"no image")
     cfg = config("INPUT.ON_BAD_IMAGE", "skip", "OUTPUT_DIR", str(tmp_path))
-    with pytest.raises(InputError, match="100 pictures in a row are bad"):
+    with pytest.raises(InputError, match="100 images in a row are bad"):
         first(cfg)
 
 
-def test_pictures_without_a_box_to_train_on_are_left_out(bccd_copy):
+def test_images_without_a_box_to_train_on_are_left_out(bccd_copy):
     xml = bccd_copy / "Annotations" / "BloodImage_00000.xml"
     xml.write_text(xml.read_text().replace("<difficult>0<", "<difficult>1<"))
     assert len(load_train_records(config())) == 3
@@ -183,7 +183,7 @@ def test_pictures_without_a_box_to_train_on_are_left_out(bccd_copy):
 def test_no_annotation_at_all_is_one_line(bccd_copy):
     for xml in (bccd_copy / "Annotations").iterdir():
         xml.write_text("<annotation></annotation>")
-    with pytest.raises(InputError, match="DATASETS.TRAIN, tiny: none of 4 pictures has a box"):
+    with pytest.raises(InputError, match="DATASETS.TRAIN, tiny: none of 4 images has a box"):
         build_train_loader(config())
     (bccd_copy / "ImageSets" / "Main" / "all.txt").write_text("")
     with pytest.raises(InputError, match="DATASETS.TRAIN, tiny: Dataset 'tiny' is empty"):

@@ -42,7 +42,7 @@ def test_training_record(record):
     assert len(record["annotations"]) == 2  # the data set is left as it was
 
 
-def test_inference_record_is_the_picture_as_it_is(record):
+def test_inference_record_is_the_image_as_it_is(record):
     mapped = SSDDatasetMapper(bare_config(), False)(record)
     assert np.array_equal(mapped["image"].numpy(), record["pixels"].transpose(2, 0, 1))
     assert "instances" not in mapped
@@ -50,7 +50,7 @@ def test_inference_record_is_the_picture_as_it_is(record):
 
 
 def test_boxes_reach_the_augmentations(record):
-    """With crops on, boxes are cropped with the picture: Detectron2's mapper leaves them out."""
+    """With crops on, boxes are cropped with the image: Detectron2's mapper leaves them out."""
     np.random.seed(0)
     mapper = SSDDatasetMapper(bare_config(3, "INPUT.EXPAND.PROB", 0.0), True)
     boxes = [mapper(record)["instances"].gt_boxes.tensor for _ in range(20)]
@@ -77,7 +77,7 @@ def test_which_boxes_stay(box, kept):
     assert instances.gt_classes.tolist() == ([1] if kept else [])
 
 
-def test_bad_pictures_are_named(record, tmp_path):
+def test_bad_images_are_named(record, tmp_path):
     mapper = SSDDatasetMapper(bare_config(), True)
     with pytest.raises(InputError, match="gone.jpg cannot be read: No such file"):
         mapper({**record, "file_name": str(tmp_path / "gone.jpg")})
@@ -106,4 +106,4 @@ def test_error_of_a_loader_worker_is_one_line(bccd_copy):
     with pytest.raises(InputError) as error:
         next(iter(loader))
     assert "\n" not in str(error.value)
-    assert str(error.value).startswith(f"picture {bccd_copy}")
+    assert str(error.value).startswith(f"image {bccd_copy}")

@@ -76,7 +76,7 @@ def test_saved_config_needs_no_data(bccd, tmp_path, monkeypatch):
     assert MetadataCatalog.get("tiny").thing_classes == sorted(CLASSES)
 
 
-def test_voc_pictures_of_any_suffix_and_case(bccd_copy):
+def test_voc_images_of_any_suffix_and_case(bccd_copy):
     folder = bccd_copy / "JPEGImages"
     (folder / "BloodImage_00000.jpg").rename(folder / "BloodImage_00000.JPG")
     (folder / "BloodImage_00007.jpg").rename(folder / "BloodImage_00007.jpeg")
@@ -96,7 +96,7 @@ def test_voc_difficult_objects_are_not_trained_on(bccd_copy):
     assert [a["difficult"] for a in annotations] == [1] * 3 + [0] * 17
 
 
-def test_voc_without_size_takes_it_from_the_picture(bccd_copy):
+def test_voc_without_size_takes_it_from_the_image(bccd_copy):
     xml = bccd_copy / "Annotations" / "BloodImage_00000.xml"
     xml.write_text(xml.read_text().replace("<width>640</width>", "<width>0</width>"))
     register_datasets(config(voc_entry(split="one", CLASSES=CLASSES)))
@@ -179,7 +179,7 @@ def voc_break(case, folder):
         xml.unlink()
     elif case == "no box":
         xml.write_text(text.replace("<xmin>", "<x>").replace("</xmin>", "</x>"))
-    elif case == "picture":
+    elif case == "image":
         (folder / "JPEGImages" / "BloodImage_00000.jpg").unlink()
 
 
@@ -192,7 +192,7 @@ def voc_break(case, folder):
         ("number", ["BloodImage_00000.xml", "could not convert string to float"]),
         ("no xml", ["BloodImage_00000.xml", "No such file"]),
         ("no box", ["BloodImage_00000.xml", "<bndbox><xmin>"]),
-        ("picture", ["BloodImage_00000", "all.txt lists it"]),
+        ("image", ["BloodImage_00000", "all.txt lists it"]),
     ],
 )
 def test_broken_voc_files_are_named(bccd_copy, case, words):

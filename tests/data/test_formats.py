@@ -27,7 +27,7 @@ def resolved(*entries, **kwargs):
     return cfg
 
 
-def picture(path, size=(40, 50), **kwargs):
+def image(path, size=(40, 50), **kwargs):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size[::-1], (90, 120, 30)).save(path, **kwargs)
 
@@ -44,9 +44,9 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def yolo(root):
-    """Three pictures: objects, a polygon, and no text file."""
+    """Three images: objects, a polygon, and no text file."""
     for name in ("a.jpg", "b.PNG", "c.jpg"):
-        picture(root / "mine" / "images" / "train" / name)
+        image(root / "mine" / "images" / "train" / name)
     labels = root / "mine" / "labels" / "train"
     labels.mkdir(parents=True)
     (labels / "a.txt").write_text("1 0.5 0.5 0.2 0.5\n\n0 0.1 0.1 0.1 0.1\n")
@@ -63,7 +63,7 @@ def test_yolo_from_its_data_yaml(yolo):
     assert MetadataCatalog.get("y").thing_classes == ["cat", "dog"]
     a, b, c = load("y")
     boxes = [x["bbox"] for x in a["annotations"]]
-    assert np.allclose(boxes, [[20, 10, 30, 30], [2.5, 2, 7.5, 6]])  # of a picture of 50 x 40
+    assert np.allclose(boxes, [[20, 10, 30, 30], [2.5, 2, 7.5, 6]])  # of an image of 50 x 40
     assert [x["category_id"] for x in a["annotations"]] == [1, 0]
     assert np.allclose(b["annotations"][0]["bbox"], [5, 8, 25, 36])
     assert c["annotations"] == [] and (c["height"], c["width"]) == (40, 50)
@@ -79,10 +79,10 @@ def test_yolo_from_folders_and_lists(yolo):
     assert [len(r["annotations"]) for r in load("z")] == [2, 1]
 
 
-def test_yolo_sees_turned_pictures_as_they_are_read(yolo):
+def test_yolo_sees_turned_images_as_they_are_read(yolo):
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(yolo / "images" / "train" / "a.jpg", exif=exif)
+    image(yolo / "images" / "train" / "a.jpg", exif=exif)
     resolved({"NAME": "y", "FORMAT": "yolo", "DATA": "mine/data.yaml", "SPLIT": "train"})
     assert (load("y")[0]["height"], load("y")[0]["width"]) == (50, 40)
 
@@ -98,7 +98,7 @@ def test_yolo_sees_turned_pictures_as_they_are_read(yolo):
         ({"label": "2 .5 .5 .1 .1"}, "a.txt: line 1 is '2 .5 .5 .1 .1', not a class below 2"),
         ({"label": "0 .5 .5 .1"}, "a.txt: line 1 is '0 .5 .5 .1', not a class below 2"),
         ({"label": "0 x .5 .1 .1"}, "a.txt: line 1 is '0 x"),
-        ({"picture": b"no"}, "a.jpg: cannot be read"),
+        ({"image": b"no"}, "a.jpg: cannot be read"),
         ({"OTHER_CLASSES": "drop", "CLASSES": ["cat"]}, None),
         ({"CLASSES": ["cat"]}, "also \\['dog'\\]"),
     ],
@@ -106,8 +106,8 @@ def test_yolo_sees_turned_pictures_as_they_are_read(yolo):
 def test_wrong_yolo_is_named(yolo, change, words):
     if "label" in change:
         (yolo / "labels" / "train" / "a.txt").write_text(change.pop("label"))
-    if "picture" in change:
-        (yolo / "images" / "train" / "a.jpg").write_bytes(change.pop("picture"))
+    if "image" in change:
+        (yolo / "images" / "train" / "a.jpg").write_bytes(change.pop("image"))
     entry = {"NAME": "y", "FORMAT": "yolo", "DATA": "mine/data.yaml", "SPLIT": "train", **change}
     entry = {k: v for k, v in entry.items() if v is not None}
     if words is None:
@@ -120,17 +120,16 @@ def test_wrong_yolo_is_named(yolo, change, words):
     assert "\n" not in str(error.value)
 
 
-def coco_file(root, name, categories, annotations, images=2):
-    for i in range(images):
-        picture(root / "img" / f"{i}.jpg")
+def coco_file(root, name, categories, annotations, count=2):
+    for i in range(count):
+        image(root / "img" / f"{i}.jpg")
     content = {
         "images": [
-            {"id": 10 + i, "file_name": f"{i}.jpg", "width": 50, "height": 40}
-            for i in range(images)
+            {"id": 10 + i, "file_name": f"{i}.jpg", "width": 50, "height": 40} for i in range(count)
         ],
         "annotations": [
-            {"id": i, "image_id": image, "category_id": c, "bbox": b, "area": 4, "iscrowd": crowd}
-            for i, (image, c, b, crowd) in enumerate(annotations)
+            {"id": i, "image_id": number, "category_id": c, "bbox": b, "area": 4, "iscrowd": crowd}
+            for i, (number, c, b, crowd) in enumerate(annotations)
         ],
         "categories": [{"id": i, "name": n} for i, n in categories],
     }
@@ -138,9 +137,9 @@ def coco_file(root, name, categories, annotations, images=2):
     return {"NAME": name, "FORMAT": "coco", "JSON": f"{name}.json", "IMAGES": "img"}
 
 
-def test_coco_with_crowds_empty_pictures_and_gaps_in_its_ids(root):
+def test_coco_with_crowds_empty_images_and_gaps_in_its_ids(root):
     objects = [(10, 7, [1, 2, 30, 20], 0), (10, 90, [0, 0, 40, 30], 1)]
-    entry = coco_file(root, "c", [(7, "cat"), (90, "dog")], objects, images=3)
+    entry = coco_file(root, "c", [(7, "cat"), (90, "dog")], objects, count=3)
     cfg = resolved(entry)
     cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 2, 0
     records = load("c")
@@ -169,7 +168,7 @@ def test_wrong_coco_annotations_are_named(root, objects, words):
 def test_voc_with_suffixes_of_both_cases_in_one_folder(root):
     folder = root / "v"
     for name in ("a.JPG", "b.jpg", "b.JPG", "two words.jpeg"):
-        picture(folder / "JPEGImages" / name)
+        image(folder / "JPEGImages" / name)
     (folder / "Annotations").mkdir()
     box = "<xmin>1</xmin><ymin>1</ymin><xmax>20</xmax><ymax>30</ymax>"
     for name, file in (("a", "a.JPG"), ("b", "b.jpg"), ("two words", "?")):

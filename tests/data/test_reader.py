@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from ssdlite_d2 import InputError
-from ssdlite_d2.data.reader import read_picture
+from ssdlite_d2.data.reader import read_image
 
 SIZE = (61, 83)
 
@@ -17,21 +17,21 @@ def pixels():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, pixels):
-    folder = tmp_path_factory.mktemp("pictures")
-    picture = Image.fromarray(pixels)
+    folder = tmp_path_factory.mktemp("images")
+    image = Image.fromarray(pixels)
     for name in ("rgb.jpg", "rgb.png", "rgb.bmp", "rgb.webp", "rgb.tif", "rgb.gif"):
-        picture.save(folder / name)
+        image.save(folder / name)
     for mode in ("L", "LA", "RGBA", "P", "1"):
-        picture.convert(mode).save(folder / f"{mode}.png")
-    picture.convert("L").save(folder / "L.jpg")
-    picture.convert("CMYK").save(folder / "CMYK.jpg")
-    picture.save(folder / "progressive.jpg", progressive=True)
+        image.convert(mode).save(folder / f"{mode}.png")
+    image.convert("L").save(folder / "L.jpg")
+    image.convert("CMYK").save(folder / "CMYK.jpg")
+    image.save(folder / "progressive.jpg", progressive=True)
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        picture.save(folder / f"exif{orientation}.jpg", exif=exif)
-    picture.resize((1, 1)).save(folder / "1x1.jpg")
-    picture.resize((10000, 10)).save(folder / "long.jpg")
+        image.save(folder / f"exif{orientation}.jpg", exif=exif)
+    image.resize((1, 1)).save(folder / "1x1.jpg")
+    image.resize((10000, 10)).save(folder / "long.jpg")
     (folder / "trailing.jpg").write_bytes((folder / "rgb.jpg").read_bytes() + b"trailing bytes")
     return folder
 
@@ -42,14 +42,14 @@ def pillow(path):
     return np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
 
 
-def test_every_kind_of_picture_is_read_as_pillow_reads_it(folder):
+def test_every_kind_of_image_is_read_as_pillow_reads_it(folder):
     names = sorted(p.name for p in folder.iterdir())
     assert len(names) == 25
     for name in names:
-        found, expected = read_picture(str(folder / name)), pillow(folder / name)
+        found, expected = read_image(str(folder / name)), pillow(folder / name)
         assert found.shape == expected.shape, name
         assert np.abs(found.astype(int) - expected).max() <= 1, name
-        bgr = read_picture(str(folder / name), "BGR")
+        bgr = read_image(str(folder / name), "BGR")
         assert np.array_equal(bgr[..., ::-1], found), name
 
 
@@ -57,15 +57,15 @@ def test_16_bits_are_scaled_to_8(tmp_path, pixels):
     """Pillow saturates them."""
     path = str(tmp_path / "a.png")
     cv2.imwrite(path, pixels[..., 0].astype(np.uint16) * 257)
-    assert np.abs(read_picture(path).astype(int) - pixels[..., :1]).max() <= 1
+    assert np.abs(read_image(path).astype(int) - pixels[..., :1]).max() <= 1
 
 
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 @pytest.mark.parametrize("name", ["rgb.jpg", "rgb.png", "exif6.jpg", "rgb.gif", "1x1.jpg"])
-def test_reduced_pictures(folder, name, reduction):
+def test_reduced_images(folder, name, reduction):
     """Rounded up in size, and a JPEG is the mean of the pixels that fall together."""
-    whole = read_picture(str(folder / name)).astype(np.float32)
-    reduced = read_picture(str(folder / name), reduction=reduction)
+    whole = read_image(str(folder / name)).astype(np.float32)
+    reduced = read_image(str(folder / name), reduction=reduction)
     height, width = (-(-n // reduction) for n in whole.shape[:2])
     assert reduced.shape == (height, width, 3)
     if name == "rgb.jpg":
@@ -93,7 +93,7 @@ def test_bad_files_are_named(folder, tmp_path, name, content, words):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as error:
-        read_picture(str(tmp_path / name))
+        read_image(str(tmp_path / name))
     message = str(error.value)
-    assert message.startswith(f"picture {tmp_path / name} cannot be read: ") and words in message
+    assert message.startswith(f"image {tmp_path / name} cannot be read: ") and words in message
     assert "\n" not in message

@@ -16,7 +16,7 @@ from ssdlite_d2.data import SSDDatasetMapper
 from ssdlite_d2.data.rendering import Rendering
 from ssdlite_d2.data.transforms import ExpandTransform, PhotometricTransform, ResizeTransform
 
-PICTURES = sorted((ASSETS / "bccd" / "JPEGImages").iterdir())
+IMAGES = sorted((ASSETS / "bccd" / "JPEGImages").iterdir())
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def make(*opts, **kwargs):
     return SSDDatasetMapper(**{**arguments(*opts), **kwargs})
 
 
-def record(path=PICTURES[0], size=(480, 640), boxes=((50, 60, 200, 180), (300, 200, 420, 330))):
+def record(path=IMAGES[0], size=(480, 640), boxes=((50, 60, 200, 180), (300, 200, 420, 330))):
     annotations = [
         {"bbox": list(b), "bbox_mode": BoxMode.XYXY_ABS, "category_id": i % 3}
         for i, b in enumerate(boxes)
@@ -42,7 +42,7 @@ def record(path=PICTURES[0], size=(480, 640), boxes=((50, 60, 200, 180), (300, 2
 
 
 def reader_of(image):
-    """A reader of a picture in memory."""
+    """A reader of an image in memory."""
 
     def read(path, image_format="RGB", reduction=1):
         size = tuple(-(-n // reduction) for n in image.shape[1::-1])
@@ -65,7 +65,7 @@ def test_fast_equals_textbook(opts):
     assert fast.fast and not slow.fast
     means = []
     for seed in range(30):
-        one = record(PICTURES[seed % len(PICTURES)])
+        one = record(IMAGES[seed % len(IMAGES)])
         np.random.seed(seed)
         a = fast(one)
         np.random.seed(seed)
@@ -93,7 +93,7 @@ def test_crops_and_flips_alone_are_equal_to_the_bit():
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.booleans())
 def test_a_drawn_mask_and_its_box_agree(seed, fast):
-    """Paint a box, map the picture, and find the paint where the box says, to a pixel."""
+    """Paint a box, map the image, and find the paint where the box says, to a pixel."""
     np.random.seed(seed)
     x0, y0 = np.random.randint(0, 700), np.random.randint(0, 600)
     x1, y1 = x0 + np.random.randint(150, 400), y0 + np.random.randint(150, 300)
@@ -158,7 +158,7 @@ def test_other_augmentations_take_the_textbook_way():
     assert other(record())["image"].shape == (3, 320, 320)
 
 
-def test_a_picture_that_is_not_seen_at_all_leaves_the_fill():
+def test_a_image_that_is_not_seen_at_all_leaves_the_fill():
     shifted = Rendering((10, 10), (10, 10)).then(ExpandTransform(20, 20, 40, 40, (7, 8, 9)))
     corner = shifted.then(T.CropTransform(0, 0, 10, 10)).then(ResizeTransform((10, 10), (5, 5)))
     pixels = corner.pixels(lambda reduction: np.zeros((10, 10, 3), dtype=np.uint8))

@@ -8,7 +8,7 @@ ITERATIONS = 10
 
 
 def options(output, *more):
-    """A run of some seconds; 96 x 96 pictures, two loader workers."""
+    """A run of some seconds; 96 x 96 images, two loader workers."""
     entry = [voc_entry("tiny", CLASSES=CLASSES)]
     keys = ["DATASETS.REGISTER", str(entry), "DATASETS.TRAIN", "('tiny',)", "DATASETS.TEST", "()"]
     keys += ["INPUT.SIZE", "(96, 96)", "MODEL.WEIGHTS", "", "MODEL.SSD.NORM", "BN"]

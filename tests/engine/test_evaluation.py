@@ -63,7 +63,7 @@ def test_final_weights_are_the_average(folder):
     assert not all(torch.equal(v, last["model"][name]) for name, v in final.items())
 
 
-def test_run_leaves_curves_and_pictures(folder):
+def test_run_leaves_curves_and_images(folder):
     assert (folder / "train" / "training.png").read_bytes().startswith(b"\x89PNG")
     events = EventAccumulator(str(folder / "train"), size_guidance={"images": 0}).Reload()
     assert len(events.Tags()["images"]) == 4

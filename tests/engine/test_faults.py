@@ -9,8 +9,8 @@ import pytest
 import torch
 from runs import ITERATIONS, forked, options
 
-# A picture whose pixels are not numbers, as a broken augmentation would make it.
-NAN_PICTURE = """
+# An image whose pixels are not numbers, as a broken augmentation would make it.
+NAN_IMAGE = """
 from ssdlite_d2.data import SSDDatasetMapper
 read = SSDDatasetMapper.__call__
 def spoilt(self, record):
@@ -44,11 +44,11 @@ def faults(tmp_path_factory):
     slow = "import detectron2.engine.hooks as h, time\nstep = h.LRScheduler.after_step\n"
     slow += "h.LRScheduler.after_step = lambda self: (time.sleep(0.2), step(self))\n"
     runs = {
-        "nan": {"args": options(root / "nan", *ONE_THREAD_OF_DATA), "before": NAN_PICTURE},
+        "nan": {"args": options(root / "nan", *ONE_THREAD_OF_DATA), "before": NAN_IMAGE},
         "nan_skipped": {
             "args": options(root / "nan_skipped", "SOLVER.MAX_SKIPPED_STEPS", 99)
             + ["SOLVER.IMS_PER_BATCH", "2"],
-            "before": NAN_PICTURE,
+            "before": NAN_IMAGE,
         },
         "disk_full": resumed("disk_full", file_limit=20_000_000),
         "sigterm": resumed(
@@ -104,7 +104,7 @@ def test_fault_ends_in_one_line_that_names_it(faults, name, words):
         assert word in lines[0]
 
 
-def test_file_tells_iteration_losses_and_pictures_of_a_non_finite_loss(faults):
+def test_file_tells_iteration_losses_and_images_of_a_non_finite_loss(faults):
     row = json.loads((faults["nan"][2] / "nonfinite_losses.jsonl").read_text())
     assert row["iteration"] == 0
     assert set(row["losses"]) == {"loss_cls", "loss_box_reg"}

@@ -14,7 +14,7 @@ from ssdlite_d2.engine.train_loop import TrainLoop
 
 
 class Loader:
-    """Batches of 16 small pictures, of which some have no box."""
+    """Batches of 16 small images, of which some have no box."""
 
     class dataset:
         seed = 0
@@ -56,7 +56,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("parts", [4, 5])
 def test_accumulated_parts_equal_the_whole_batch(whole, tmp_path, parts):
-    """16 pictures at once, as 4 x 4, and in parts of unequal size."""
+    """16 images at once, as 4 x 4, and in parts of unequal size."""
     model, losses = trained(tmp_path, accumulate=parts)
     assert losses == pytest.approx(whole[1], rel=1e-5)
     for (name, a), b in zip(whole[0].named_parameters(), model.parameters()):

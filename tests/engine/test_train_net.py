@@ -1,4 +1,4 @@
-"""train_net.py as its users run it, on real pictures."""
+"""train_net.py as its users run it, on real images."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def results(output):
     return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
 
 
-def test_overfits_one_picture(tmp_path):
+def test_overfits_one_image(tmp_path):
     """Data, augmentation, matching, loss, optimiser, decoding, evaluation: the whole chain."""
     opts = ["SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 150, "SOLVER.REFERENCE_WORLD_SIZE", 0]
     opts += ["SOLVER.BASE_LR", 0.05, "SOLVER.WARMUP_ITERS", 20, "TEST.EVAL_PERIOD", 150]
@@ -157,27 +157,27 @@ def test_weights_of_other_classes_are_named(two_processes, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_picture_that_breaks_during_training_is_named(tmp_path, processes):
+def test_image_that_breaks_during_training_is_named(tmp_path, processes):
     root = tmp_path / "data"
     shutil.copytree(ASSETS / "bccd", root / "bccd")
-    for picture in (root / "bccd" / "JPEGImages").iterdir():
-        picture.write_bytes(b"no picture")
+    for image in (root / "bccd" / "JPEGImages").iterdir():
+        image.write_bytes(b"no image")
     launch = ["--num-gpus", processes, "--dist-url", "auto"]
     wrong = train_net(config(tmp_path), *launch, *TINY, root=root)
     output = wrong.stdout + wrong.stderr
     assert wrong.returncode == 1, output
     assert "Traceback" not in output
-    assert "error: picture" in wrong.stderr and "cannot be read" in wrong.stderr
+    assert "error: image" in wrong.stderr and "cannot be read" in wrong.stderr
 
 
-def test_skipped_pictures_are_listed_at_the_end(tmp_path):
+def test_skipped_images_are_listed_at_the_end(tmp_path):
     root = tmp_path / "data"
     shutil.copytree(ASSETS / "bccd", root / "bccd")
-    (root / "bccd" / "JPEGImages" / "BloodImage_00000.jpg").write_bytes(b"no picture")
+    (root / "bccd" / "JPEGImages" / "BloodImage_00000.jpg").write_bytes(b"no image")
     opts = [*TINY, "INPUT.ON_BAD_IMAGE", "skip", "SOLVER.MAX_ITER", 4]
     done = train_net(config(tmp_path, test="one"), *opts, root=root)
-    # training goes on to the end; the evaluation, which must not leave pictures out, names it
-    assert "1 pictures were skipped" in (tmp_path / "out" / "log.txt").read_text()
+    # training goes on to the end; the evaluation, which must not leave images out, names it
+    assert "1 images were skipped" in (tmp_path / "out" / "log.txt").read_text()
     assert done.returncode == 1 and "BloodImage_00000.jpg cannot be read" in done.stderr
     assert (tmp_path / "out" / "model_final.pth").is_file()
 

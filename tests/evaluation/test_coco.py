@@ -12,7 +12,7 @@ from ssdlite_d2.evaluation import coco
 
 @pytest.fixture
 def detections(bccd):
-    """True boxes moved at random, with random scores; the pictures have names for ids."""
+    """True boxes moved at random, with random scores; the images have names for ids."""
     resolve_datasets(load_bare("ssdlite_mnv2.yaml", *data_opts()))
     generator = torch.Generator().manual_seed(0)
     found = []

@@ -1,8 +1,8 @@
-"""Every config of the zoo, with random weights, in every runtime that the tests have, on pictures.
+"""Every config of the zoo, with random weights, in every runtime that the tests have, on images.
 
-Too long for the test suite, which takes one config of every trunk, head and loss and four pictures.
+Too long for the test suite, which takes one config of every trunk, head and loss and four images.
 
-python tests/export/every_config.py FOLDER_OF_PICTURES [PICTURES] [CONFIG ...]
+python tests/export/every_config.py FOLDER_OF_IMAGES [IMAGES] [CONFIG ...]
 """
 
 import sys
@@ -27,9 +27,9 @@ from ssdlite_d2.export.parity import TOLERANCE, Comparison, raw_outputs  # noqa:
 RUN = ("onnx", "openvino", "torchscript")
 
 
-def compare(config: str, pictures, folder: Path):
+def compare(config: str, images, folder: Path):
     """A row of the table for each runtime."""
-    _, model = lively_model(config, as_inputs(pictures[:4]))
+    _, model = lively_model(config, as_inputs(images[:4]))
     module, size = ExportedSSD(model), model.input_size
     example = torch.zeros(1, *size, 3, dtype=torch.uint8)
     runs = {}
@@ -39,11 +39,11 @@ def compare(config: str, pictures, folder: Path):
         runs[name] = RUNTIMES[name][0](path, {"nms": False}, 0, None)
     comparisons = {name: Comparison() for name in RUN}
     limits = {"size": size, **detection_options(model)}
-    for picture in pictures:
-        image = resized(picture, size)
-        ours = raw_outputs(model, image, "RGB")
+    for image in images:
+        inputs = resized(image, size)
+        ours = raw_outputs(model, inputs, "RGB")
         for name, run in runs.items():
-            theirs = run(image)
+            theirs = run(inputs)
             comparisons[name].add_outputs(ours, theirs, max(size))
             found = [select(boxes[0], scores[0], **limits) for boxes, scores in (ours, theirs)]
             comparisons[name].add_detections(*found, TOLERANCE["fp32"][2])
@@ -63,16 +63,16 @@ def compare(config: str, pictures, folder: Path):
 def main() -> None:
     folder, count, *configs = (*sys.argv[1:], *([50] if len(sys.argv) == 2 else []))
     files = sorted(Path(folder).glob("*.jpg"))[: int(count)]
-    pictures = [cv2.imread(str(file)) for file in files]
+    images = [cv2.imread(str(file)) for file in files]
     names = (p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("ssd*.yaml"))
     own_data = ("ssdlite_mnv2_bccd.yaml", "ssdlite_mnv2_neon_trees.yaml")
     configs = configs or [str(name) for name in sorted(names) if str(name) not in own_data]
     rows = []
     for config in configs:
         with tempfile.TemporaryDirectory() as work:
-            rows += compare(config, pictures, Path(work))
+            rows += compare(config, images, Path(work))
         print(tabulate(rows[-len(RUN) :], headers="keys"), flush=True)
-    print(f"\n{len(pictures)} pictures\n{tabulate(rows, headers='keys')}")
+    print(f"\n{len(images)} images\n{tabulate(rows, headers='keys')}")
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ OPENVINO = ["ssdlite_mnv2.yaml", "torchvision/ssdlite320_mobilenet_v3_large.yaml
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_runtime_gives_the_models_boxes_and_scores(config, tmp_path):
-    pictures = read_all()
-    _, model = lively_model(config, as_inputs(pictures))
-    image = resized(pictures[0], model.input_size)
+    images = read_all()
+    _, model = lively_model(config, as_inputs(images))
+    image = resized(images[0], model.input_size)
     boxes, scores = raw_outputs(model, image, "RGB")
     module = ExportedSSD(model)
     for name in ("onnx", "torchscript", "openvino")[: 3 if config in OPENVINO else 2]:
@@ -71,35 +71,35 @@ def test_suppression_inside_equals_suppression_outside(format, batch, bccd_model
     cfg, model = bccd_model
     options = ExportOptions(format=format, nms=True, batch=batch, parity_images=0)
     export_bundle(cfg, model, str(tmp_path / "b"), options)
-    pictures = read_all()
-    results = Detector(tmp_path / "b")(pictures)
-    for picture, inside in zip(pictures, results):
-        rgb = resized(picture, model.input_size)[0]
-        ours = detect(model, rgb, "RGB", picture.shape[:2])
+    images = read_all()
+    results = Detector(tmp_path / "b")(images)
+    for image, inside in zip(images, results):
+        rgb = resized(image, model.input_size)[0]
+        ours = detect(model, rgb, "RGB", image.shape[:2])
         assert len(match(ours, inside, 0.5)) == len(ours[1]) == len(inside[1]) > 10
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "torchscript"])
-def test_resize_inside_takes_any_picture(format, bccd_model, tmp_path):
+def test_resize_inside_takes_any_image(format, bccd_model, tmp_path):
     cfg, model = bccd_model
     options = ExportOptions(format=format, resize=True, parity_images=0)
     export_bundle(cfg, model, str(tmp_path / "b"), options)
     detector = Detector(tmp_path / "b")
-    for picture in (read_all()[0], read_all()[1][:200, :333]):
-        ours = detect(model, picture[:, :, ::-1], "RGB", picture.shape[:2])
-        theirs = detector([picture])[0]
+    for image in (read_all()[0], read_all()[1][:200, :333]):
+        ours = detect(model, image[:, :, ::-1], "RGB", image.shape[:2])
+        theirs = detector([image])[0]
         assert len(match(ours, theirs, 0.5)) == len(ours[1]) == len(theirs[1]) > 10
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "torchscript"])
-def test_dynamic_batch_equals_single_pictures(format, bccd_model, tmp_path):
+def test_dynamic_batch_equals_single_images(format, bccd_model, tmp_path):
     cfg, model = bccd_model
     options = ExportOptions(format=format, batch="dynamic", parity_images=0)
     export_bundle(cfg, model, str(tmp_path / "b"), options)
-    detector, pictures = Detector(tmp_path / "b"), read_all()
-    together = detector(pictures)
-    for picture, found in zip(pictures, together):
-        assert len(match(detector([picture])[0], found, 0.01)) == len(found[1]) > 10
+    detector, images = Detector(tmp_path / "b"), read_all()
+    together = detector(images)
+    for image, found in zip(images, together):
+        assert len(match(detector([image])[0], found, 0.01)) == len(found[1]) > 10
 
 
 def test_models_trained_on_bgr_take_rgb(bccd_model):
@@ -188,10 +188,10 @@ def test_padding_of_detections_is_empty(bccd_model):
     assert scores.abs().max() == 0 and (classes == -1).all()
 
 
-def test_pictures_of_other_kinds_are_named(bccd_model, tmp_path):
+def test_images_of_other_kinds_are_named(bccd_model, tmp_path):
     export_bundle(*bccd_model, str(tmp_path / "b"), ExportOptions(parity_images=0))
     detector = Detector(tmp_path / "b")
     colour = read_all()[0]
-    for picture in (colour[:, :, 0], colour[:, :, :2], colour.astype(np.float32)):
+    for image in (colour[:, :, 0], colour[:, :, :2], colour.astype(np.float32)):
         with pytest.raises(PredictError, match=r"uint8 \(height, width, 3\) is needed"):
-            detector([picture])
+            detector([image])

@@ -18,18 +18,18 @@ def test_candidates_are_those_above_the_threshold_best_first():
     assert rows(best_candidates(scores, 1.0, 100)) == []
 
 
-def test_candidates_are_limited_per_picture_and_per_class():
+def test_candidates_are_limited_per_image_and_per_class():
     scores = torch.rand(3, 50, 4, generator=torch.Generator().manual_seed(0))
     found = best_candidates(scores, 0.0, 20)
-    for i, picture in enumerate(scores):
-        best = picture.flatten().topk(20)
-        assert torch.equal(found.value[found.picture == i], best.values)
-        assert torch.equal((found.anchor * 4 + found.label)[found.picture == i], best.indices)
+    for i, image in enumerate(scores):
+        best = image.flatten().topk(20)
+        assert torch.equal(found.value[found.image == i], best.values)
+        assert torch.equal((found.anchor * 4 + found.label)[found.image == i], best.indices)
     found = best_candidates(scores, 0.0, 1000, per_class=3)
-    for i, picture in enumerate(scores):
+    for i, image in enumerate(scores):
         for label in range(4):
-            mine = found.value[(found.picture == i) & (found.label == label)]
-            assert torch.equal(mine, picture[:, label].topk(3).values)
+            mine = found.value[(found.image == i) & (found.label == label)]
+            assert torch.equal(mine, image[:, label].topk(3).values)
 
 
 @pytest.mark.parametrize("spread", [30, 2000])

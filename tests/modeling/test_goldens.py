@@ -54,12 +54,12 @@ def model(golden):
     return model
 
 
-def picture(golden, key="input_u8"):
+def image(golden, key="input_u8"):
     return {"image": torch.from_numpy(golden[key].transpose(2, 0, 1).copy())}
 
 
-def raw(model, pictures):
-    images = model.preprocess_image(pictures)
+def raw(model, inputs):
+    images = model.preprocess_image(inputs)
     features = model.backbone(images.tensor)
     features = [features[f] for f in model.head_in_features]
     return images, features, model.head(features)
@@ -72,7 +72,7 @@ def anchors_of(golden, model):
 
 
 def scaled(golden, boxes, labels, index):
-    """Ground truth of a picture in network pixels; label 1 is class 0."""
+    """Ground truth of an image in network pixels; label 1 is class 0."""
     height, width = golden["meta"]["image_sizes_hw"][index]
     size = golden["size"]
     classes = (labels.astype(np.int64) - 1).tolist()
@@ -92,7 +92,7 @@ def in_source_columns(golden, logits):
 
 def test_logits_and_box_codes(golden, model):
     with torch.no_grad():
-        _, _, predictions = raw(model, [picture(golden)])
+        _, _, predictions = raw(model, [image(golden)])
     logits, deltas = model._flatten(predictions)
     stride = golden["meta"]["strides"]["anchors"]
     logits = in_source_columns(golden, logits)[0, ::stride]
@@ -135,7 +135,7 @@ def test_best_anchor_of_a_box_that_none_covers(golden, model):
 
 def test_losses(golden, model):
     with torch.no_grad():
-        images, features, predictions = raw(model, [picture(golden), picture(golden, "input1_u8")])
+        images, features, predictions = raw(model, [image(golden), image(golden, "input1_u8")])
         losses = model.forward_training(images, features, predictions, truths(golden))
     expected = golden["loss_eval"]
     if golden["focal"]:
@@ -150,7 +150,7 @@ def test_training_losses(golden, model):
     for module in model.modules():
         if type(module).__name__ == "StochasticDepth":
             module.eval()
-    batch = [picture(golden), picture(golden, "input1_u8")]
+    batch = [image(golden), image(golden, "input1_u8")]
     for sample, instances in zip(batch, truths(golden)):
         sample["instances"] = instances
     with torch.no_grad():
@@ -167,8 +167,8 @@ def test_training_losses(golden, model):
 def test_detections(golden, model):
     height, width = golden["meta"]["image_sizes_hw"][0]
     with torch.no_grad():
-        found = model([{**picture(golden), "height": height, "width": width}])[0]["instances"]
-    # the reference does not clip boxes to the picture; Detectron2 does
+        found = model([{**image(golden), "height": height, "width": width}])[0]["instances"]
+    # the reference does not clip boxes to the image; Detectron2 does
     limits = np.array([width, height, width, height], dtype=np.float32)
     clipped = {**golden, "det_boxes": golden["det_boxes"].clip(0, limits)}
     report = verify.compare(

@@ -37,7 +37,7 @@ def arch(name, loss):
         [make_input([BOX], [0]), make_input(seed=1)],
         [make_input(), make_input(seed=1)],
     ],
-    ids=["boxes", "one picture without boxes", "no boxes at all"],
+    ids=["boxes", "one image without boxes", "no boxes at all"],
 )
 def test_losses_are_finite_and_reach_every_parameter(name, loss, batch):
     model = make_model(3, *arch(name, loss))
@@ -123,7 +123,7 @@ def test_ground_truth_of_other_sizes_is_scaled_to_the_input():
 
 
 def test_model_and_mapper_resize_alike():
-    """Two resamplings of one picture: within one grey level everywhere."""
+    """Two resamplings of one image: within one grey level everywhere."""
     rng = np.random.default_rng(0)
     model = make_model()
     for size in ((375, 500), (480, 640), (100, 77), (320, 640)):
@@ -134,7 +134,7 @@ def test_model_and_mapper_resize_alike():
 
 
 @pytest.mark.parametrize("size", [(320, 320), (1, 1), (7, 900), (1200, 800)])
-def test_stock_predictor_takes_any_picture(size):
+def test_stock_predictor_takes_any_image(size):
     cfg = bare_config(3, "MODEL.WEIGHTS", "", "MODEL.SSD.SCORE_THRESH_TEST", 0.0)
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     found = DefaultPredictor(cfg)(image)["instances"]
@@ -164,13 +164,13 @@ def test_softmax_scores_leave_the_background_out():
     assert torch.allclose(model.scores(logits), logits.softmax(1)[:, :3])
 
 
-def test_batch_equals_single_pictures():
+def test_batch_equals_single_images():
     model = make_model(3, "MODEL.SSD.SCORE_THRESH_TEST", 0.0).eval()
-    pictures = [
+    images = [
         {"image": torch.randint(0, 256, (3, h, w), dtype=torch.uint8)}
         for h, w in ((90, 70), (60, 60))
     ]
-    for single, together in zip((model([p])[0] for p in pictures), model(pictures)):
+    for single, together in zip((model([p])[0] for p in images), model(images)):
         a, b = single["instances"], together["instances"]
         assert a.image_size == b.image_size
         assert torch.allclose(a.scores, b.scores, atol=1e-5)

@@ -11,7 +11,7 @@ DATA = ["DATASETS.REGISTER", str([voc_entry(CLASSES=CLASSES)]), "DATASETS.TRAIN"
 DATA += ["DATASETS.TEST", "()"]
 
 
-def test_training_pictures_are_drawn_on_sheets(tmp_path):
+def test_training_images_are_drawn_on_sheets(tmp_path):
     plain = ["INPUT.PHOTOMETRIC.ENABLED", False, "INPUT.EXPAND.PROB", 0.0, "INPUT.FAST", False]
     plain += ["INPUT.IOU_CROP.ENABLED", False, "INPUT.RANDOM_FLIP", "none"]
     shape = ["--columns", 3, "--rows", 1, "--count", 4, "--repeat", 2]
@@ -35,9 +35,9 @@ def test_training_pictures_are_drawn_on_sheets(tmp_path):
     assert_error(codes[2], "--output: /proc/x")
     assert_error(codes[3], "MODEL.SSD.NUM_CLASSES")
     sheets = sorted((tmp_path / "a").iterdir())
-    assert len(sheets) == 3  # 8 pictures, 3 a sheet
+    assert len(sheets) == 3  # 8 images, 3 a sheet
     assert cv2.imread(str(sheets[0])).shape == (4 + 324, 4 + 3 * 324, 3)
-    # unaugmented, a sheet of one picture is the picture, with boxes drawn on it
+    # unaugmented, a sheet of one image is the image, with boxes drawn on it
     names = (ASSETS / "bccd" / "ImageSets" / "Main" / "all.txt").read_text().split()
     path = ASSETS / "bccd" / "JPEGImages" / f"{names[0]}.jpg"
     seen = cv2.imread(str(tmp_path / "b" / "sheet000.jpg"))[4:324, 4:324].astype(int)
@@ -47,12 +47,12 @@ def test_training_pictures_are_drawn_on_sheets(tmp_path):
 
 def test_benchmark_of_the_mapper_compares_all_sides(tmp_path):
     report = tmp_path / "report.json"
-    few = ["--pictures", 4, "--rounds", 2, "--json", report]
-    tool = ["-m", "ssdlite_d2.tools.benchmark", "data", *CONFIG, *few]
+    few = ["--images", 4, "--rounds", 2, "--json", report]
+    tool = ["-m", "benchmarks", "data", *CONFIG, *few]
     done = run(*tool, "--opts", *DATA, "SOLVER.IMS_PER_BATCH", 2, DETECTRON2_DATASETS=ASSETS)
     assert done.returncode == 0, done.stderr
     rows = json.loads(report.read_text())["rows"]
-    speeds = {(r["pictures"], r["side"]): r for r in rows if "pictures" in r}
+    speeds = {(r["images"], r["side"]): r for r in rows if "images" in r}
     for kind in ("as they are", "quality 95"):
         ours, floor = speeds[kind, "ssdlite_d2"], speeds[kind, "cv2.imread"]
         assert ours["/ cv2.imread"] == ours["ms"] / floor["ms"]

@@ -11,10 +11,11 @@ from conftest import ASSETS, CLASSES, ROOT, assert_error, exits, run
 from models import as_inputs, lively_model, read_all
 
 from ssdlite_d2.checkpoint import SSDCheckpointer
-from ssdlite_d2.tools.benchmark import __main__ as benchmark
+from ssdlite_d2.tools.benchmark import inference
+from ssdlite_d2.tools.benchmark.__main__ import main
 from ssdlite_d2.tools.benchmark.inference import FLOOR
 
-PICTURES = ASSETS / "bccd" / "JPEGImages"
+IMAGES = ASSETS / "bccd" / "JPEGImages"
 # the program of a bundle in an interpreter that has nothing of the training side
 BARE = """
 import runpy, sys
@@ -83,12 +84,12 @@ def test_bundle_has_all_that_one_must_know(bundle):
 def test_bundle_runs_without_the_training_side(bundle, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
-    pictures = read_all()
-    cv2.imwrite(str(source / "colour.png"), pictures[0])
-    cv2.imwrite(str(source / "grey.png"), pictures[1][:, :, 0])
-    cv2.imwrite(str(source / "alpha.png"), cv2.cvtColor(pictures[0], cv2.COLOR_BGR2BGRA))
-    cv2.imwrite(str(source / "deep.png"), pictures[0].astype(np.uint16) * 256)
-    video(tmp_path / "film.mp4", pictures[:3])
+    images = read_all()
+    cv2.imwrite(str(source / "colour.png"), images[0])
+    cv2.imwrite(str(source / "grey.png"), images[1][:, :, 0])
+    cv2.imwrite(str(source / "alpha.png"), cv2.cvtColor(images[0], cv2.COLOR_BGR2BGRA))
+    cv2.imwrite(str(source / "deep.png"), images[0].astype(np.uint16) * 256)
+    video(tmp_path / "film.mp4", images[:3])
     program = ["-c", BARE, bundle / "predict.py", source, tmp_path / "film.mp4"]
     done = run(*program, "--output", tmp_path / "drawn", "--threshold", "0.2")
     assert done.returncode == 0, done.stderr
@@ -107,16 +108,16 @@ def test_bundle_runs_without_the_training_side(bundle, tmp_path):
             assert 0 <= x0 < x1 <= 640 and 0 <= y0 < y1 <= 480
             assert detection["class"] in CLASSES and detection["score"] > 0.2
     drawn = cv2.imread(str(tmp_path / "drawn" / "colour.png"))
-    assert (np.abs(drawn.astype(int) - pictures[0]) > 60).mean() > 0.01
+    assert (np.abs(drawn.astype(int) - images[0]) > 60).mean() > 0.01
     assert int(cv2.VideoCapture(str(tmp_path / "drawn" / "film.mp4")).get(7)) == 3
 
 
 def test_predict_names_wrong_input(bundle, tmp_path):
     (tmp_path / "text.jpg").write_text("text")
     (tmp_path / "empty").mkdir()
-    one = PICTURES / "BloodImage_00000.jpg"
+    one = IMAGES / "BloodImage_00000.jpg"
     cases = [
-        ([tmp_path / "empty"], "no picture or video at"),
+        ([tmp_path / "empty"], "no image or video at"),
         (["/nowhere.jpg"], "/nowhere.jpg"),
         ([one, "--output", "/proc/x"], "/proc/x"),
         ([one, "--model", tmp_path / "empty"], "model.json"),
@@ -170,7 +171,7 @@ def test_benchmark_has_a_row_for_every_runtime(config, clean_catalog, tmp_path, 
     files = ["--json", tmp_path / "speed.json", "--plot", tmp_path / "speed.png"]
     command = ["inference", "--config-file", config, "--rounds", 1, "--ap-images", 2, *files]
     monkeypatch.setattr("sys.argv", ["benchmark", *map(str, command)])
-    benchmark.main()
+    main("benchmark", {"inference": inference})
     rows = {row["what"]: row for row in json.loads((tmp_path / "speed.json").read_text())["rows"]}
     modes = ["PyTorch eager", "PyTorch fused"]
     runtimes = ["onnx fp32", "openvino fp32", "torchscript fp32"]

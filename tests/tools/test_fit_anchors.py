@@ -14,7 +14,7 @@ SHAPES = {"cell": (50, 66), "dust": (22, 28), "clump": (100, 130)}  # pixels of 
 
 @pytest.fixture
 def config(tmp_path):
-    """A config whose training set, of 640 x 480 pictures, has 100 boxes about each shape."""
+    """A config whose training set, of 640 x 480 images, has 100 boxes about each shape."""
     rng = np.random.default_rng(0)
     images = [{"id": i, "width": 640, "height": 480, "file_name": f"{i}.jpg"} for i in range(10)]
     boxes = [

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from conftest import ASSETS, CLASSES, ROOT, assert_error, exits, make_model, run
 from PIL import Image
+from prepare_neon_trees import SCENES, boxes_in, tile_windows
 
 from ssdlite_d2.checkpoint import SSDCheckpointer
-from ssdlite_d2.tools.prepare_neon_trees import boxes_in, tile_windows
 
-PICTURES = ASSETS / "bccd" / "JPEGImages"
+IMAGES = ASSETS / "bccd" / "JPEGImages"
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A config of a model that finds something in every picture, with weights."""
+    """A config of a model that finds something in every image, with weights."""
     folder = tmp_path_factory.mktemp("model")
     SSDCheckpointer(make_model(3), str(folder)).save("model")
     base = ROOT / "configs" / "ssdlite_mnv2_bccd.yaml"
@@ -35,19 +35,19 @@ def demo(config, *args, **kwargs):
 
 
 def test_demo_draws_folders_files_and_patterns(config, tmp_path):
-    inputs = [PICTURES, PICTURES / "BloodImage_00007.jpg", str(PICTURES / "*3.jpg")]
+    inputs = [IMAGES, IMAGES / "BloodImage_00007.jpg", str(IMAGES / "*3.jpg")]
     done = demo(config, "--input", *inputs, "--output", tmp_path / "new" / "drawn")
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert output.count("detected 100 instances") == 4 + 1 + 1
-    for path in PICTURES.iterdir():
+    for path in IMAGES.iterdir():
         drawn = cv2.imread(str(tmp_path / "new" / "drawn" / path.name))
         assert drawn.shape == (480, 640, 3)
         assert (np.abs(drawn.astype(int) - cv2.imread(str(path))) > 60).mean() > 0.01  # boxes
 
 
-def test_demo_writes_one_file_and_skips_what_is_no_picture(config, tmp_path):
-    one = PICTURES / "BloodImage_00000.jpg"
+def test_demo_writes_one_file_and_skips_what_is_no_image(config, tmp_path):
+    one = IMAGES / "BloodImage_00000.jpg"
     done = demo(config, "--input", one, "--output", tmp_path / "a.png")
     assert done.returncode == 0, done.stderr
     assert cv2.imread(str(tmp_path / "a.png")).shape == (480, 640, 3)
@@ -61,7 +61,7 @@ def test_demo_writes_one_file_and_skips_what_is_no_picture(config, tmp_path):
 def test_demo_draws_on_a_video(config, tmp_path):
     source = str(tmp_path / "in.mp4")
     writer = cv2.VideoWriter(source, cv2.VideoWriter_fourcc(*"mp4v"), 10.0, (160, 120))
-    frame = cv2.resize(cv2.imread(str(PICTURES / "BloodImage_00000.jpg")), (160, 120))
+    frame = cv2.resize(cv2.imread(str(IMAGES / "BloodImage_00000.jpg")), (160, 120))
     for _ in range(4):
         writer.write(frame)
     writer.release()
@@ -77,10 +77,10 @@ def test_demo_names_wrong_input(config, tmp_path):
     cases = [
         (["--input", "/nowhere/*.jpg", *out], "/nowhere/*.jpg"),
         (["--video-input", "/nowhere/a.mp4", *out], "/nowhere/a.mp4"),
-        (["--input", PICTURES, "--output", tmp_path / "x.jpg"], "x.jpg is one file for 4 pictures"),
-        (["--input", PICTURES, *out, "--opts", "MODEL.WEIGHTS", "no.pth"], "no.pth"),
+        (["--input", IMAGES, "--output", tmp_path / "x.jpg"], "x.jpg is one file for 4 images"),
+        (["--input", IMAGES, *out, "--opts", "MODEL.WEIGHTS", "no.pth"], "no.pth"),
         (["--webcam", *out], "--webcam shows a window"),
-        (["--input", PICTURES, "--output", "/proc/x"], "/proc/x"),
+        (["--input", IMAGES, "--output", "/proc/x"], "/proc/x"),
     ]
     codes = exits("ssdlite_d2.tools.demo", *(["--config-file", config, *c] for c, _ in cases))
     for code, (_, words) in zip(codes, cases):
@@ -119,15 +119,13 @@ def test_boxes_of_a_tile():
 
 
 def fake_wheel(path):
-    """A wheel with the demo's names but small pictures."""
-    from ssdlite_d2.tools.prepare_neon_trees import SCENES
-
+    """A wheel with the demo's names but small images."""
     with zipfile.ZipFile(path, "w") as wheel:
         for shade, scenes in enumerate(SCENES.values()):
             for stem, suffix in scenes:
-                picture = BytesIO()
-                Image.new("RGB", (300, 250), (90 * shade,) * 3).save(picture, "PNG")
-                wheel.writestr(f"deepforest/data/{stem}{suffix}", picture.getvalue())
+                image = BytesIO()
+                Image.new("RGB", (300, 250), (90 * shade,) * 3).save(image, "PNG")
+                wheel.writestr(f"deepforest/data/{stem}{suffix}", image.getvalue())
                 box = "<xmin>11</xmin><ymin>11</ymin><xmax>40</xmax><ymax>50</ymax>"
                 xml = f"<a><object><name>Tree</name><bndbox>{box}</bndbox></object></a>"
                 wheel.writestr(f"deepforest/data/{stem}.xml", xml)
@@ -143,7 +141,7 @@ def test_neon_trees_is_made_whole_or_not_at_all(tmp_path):
         ["--wheel", good, "--output", trees],
         ["--wheel", bad, "--output", other],
     ]
-    done, again, broken = exits("ssdlite_d2.tools.prepare_neon_trees", *cases)
+    done, again, broken = exits("datasets.prepare_neon_trees", *cases)
     assert done == 0
     assert_error(again, "trees exists")
     assert_error(broken, "bad.whl")

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 # Kinds of problems; those of boxes are survived by dropping the box.
 BAD_ANNOTATION = "bad-annotation"
-MISSING_PICTURE = "missing-picture"
+MISSING_IMAGE = "missing-image"
 UNREADABLE = "unreadable"
 UNKNOWN_CLASS = "unknown-class"
 NO_AREA = "no-area"
@@ -97,4 +97,4 @@ def box_problem(x0: float, y0: float, x1: float, y1: float) -> Optional[str]:
 def log_loaded(name: str, dicts: List[Dict]) -> None:
     """Say what a data set holds."""
     boxes = sum(len(d["annotations"]) for d in dicts)
-    logger.info(f"Data set '{name}': {len(dicts)} pictures, {boxes} boxes")
+    logger.info(f"Data set '{name}': {len(dicts)} images, {boxes} boxes")

@@ -17,7 +17,7 @@ from .entry import Entry
 
 
 class CocoEntry(Entry):
-    """JSON: the annotation file; IMAGES: the folder of its pictures."""
+    """JSON: the annotation file; IMAGES: the folder of its images."""
 
     format = "coco"
     required = ("JSON", "IMAGES")
@@ -45,9 +45,9 @@ class CocoEntry(Entry):
         names = {c["id"]: c["name"] for c in self._categories(content)}
         ids = self.class_ids(problems)
         json_file = self.path("JSON")
-        by_picture = defaultdict(list)
+        by_image = defaultdict(list)
         for annotation in content.get("annotations", []):
-            by_picture[annotation.get("image_id")].append(annotation)
+            by_image[annotation.get("image_id")].append(annotation)
         dicts = []
         for image in content["images"]:
             if missing := {"id", "file_name", "height", "width"} - set(image):
@@ -60,7 +60,7 @@ class CocoEntry(Entry):
             path = self.path("IMAGES") / image["file_name"]
             objects = [
                 _annotation(a, names, ids, json_file, path, problems)
-                for a in by_picture.pop(image["id"], [])
+                for a in by_image.pop(image["id"], [])
             ]
             dicts.append(
                 {
@@ -71,7 +71,7 @@ class CocoEntry(Entry):
                     "annotations": [a for a in objects if a is not None],
                 }
             )
-        for image_id, annotations in by_picture.items():
+        for image_id, annotations in by_image.items():
             problems.add(
                 BAD_ANNOTATION,
                 json_file,
@@ -115,11 +115,11 @@ def _annotation(
     names: Dict[int, str],
     ids: ClassIds,
     json_file: Path,
-    picture: Path,
+    image: Path,
     problems: Problems,
 ) -> Optional[Dict]:
     """An object in Detectron2's format; None when it is left out."""
-    which = f"annotation {annotation.get('id')} of {picture.name}"
+    which = f"annotation {annotation.get('id')} of {image.name}"
     category = annotation.get("category_id")
     if category not in names:
         problems.add(
@@ -135,7 +135,7 @@ def _annotation(
     if class_id is None:
         return None
     if kind := box_problem(x, y, x + width, y + height):
-        problems.add(kind, picture, f"{which} has bbox {annotation['bbox']}")
+        problems.add(kind, image, f"{which} has bbox {annotation['bbox']}")
         return None
     return {
         "category_id": class_id,

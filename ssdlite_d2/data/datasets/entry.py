@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Dict, List, Optional, Tuple, Type
 
-from ...errors import InputError
+from ...errors import InputError, one_of
 from .annotations import ClassIds, Problems, log_loaded
 
 COMMON = ("NAME", "FORMAT", "ROOT", "CLASSES", "OTHER_CLASSES")
@@ -39,10 +39,7 @@ class Entry:
         if not isinstance(mapping, dict) or "NAME" not in mapping:
             raise InputError(f"DATASETS.REGISTER: an entry needs a NAME, got {mapping}")
         where = f"DATASETS.REGISTER, data set '{mapping['NAME']}'"
-        kind = Entry.formats.get(mapping.get("FORMAT"))
-        if kind is None:
-            known = ", ".join(Entry.formats)
-            raise InputError(f"{where}: FORMAT is {mapping.get('FORMAT')!r}; it is one of {known}")
+        kind = Entry.formats[one_of(f"{where}: FORMAT", mapping.get("FORMAT"), Entry.formats)]
         known = {*COMMON, *kind.required, *kind.optional}
         for key in mapping:
             if key not in known:
@@ -55,9 +52,7 @@ class Entry:
         classes, other = mapping.get("CLASSES"), mapping.get("OTHER_CLASSES", "error")
         if classes is not None and (not classes or not isinstance(classes, (list, tuple))):
             raise InputError(f"{where}: CLASSES is {classes!r}; it is a list of names")
-        if other not in OTHER_CLASSES:
-            known = ", ".join(OTHER_CLASSES)
-            raise InputError(f"{where}: OTHER_CLASSES is {other!r}; it is one of {known}")
+        one_of(f"{where}: OTHER_CLASSES", other, OTHER_CLASSES)
         entry = kind(
             name=mapping["NAME"],
             root=Path(os.getenv("DETECTRON2_DATASETS", "datasets"), mapping.get("ROOT") or ""),

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES as VOC_CLASSES
 
 from ...errors import InputError
-from . import coco, registered, voc, yolo  # noqa: F401 (they define the formats)
+from . import builtin, coco, voc, yolo  # noqa: F401 (they define the formats)
 from .entry import Entry
 
 logger = logging.getLogger(__name__)

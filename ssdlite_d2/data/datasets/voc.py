@@ -9,9 +9,9 @@ from typing import Any, Dict, List, Optional, Tuple
 from detectron2.structures import BoxMode
 
 from ...errors import InputError
-from .annotations import BAD_ANNOTATION, MISSING_PICTURE, ClassIds, Problems, box_problem
+from .annotations import BAD_ANNOTATION, MISSING_IMAGE, ClassIds, Problems, box_problem
 from .entry import Entry
-from .pictures import SUFFIXES, picture_size
+from .image_files import SUFFIXES, image_size
 
 
 class VocEntry(Entry):
@@ -44,25 +44,25 @@ class VocEntry(Entry):
     def read(self, problems: Problems) -> List[Dict]:
         """
         Coordinates are 1-based and inclusive in the files. As in Detectron2, the box of the whole
-        picture becomes (0, 0, W, H). *Difficult* objects are also ``iscrowd``: in the evaluation
+        image becomes (0, 0, W, H). *Difficult* objects are also ``iscrowd``: in the evaluation
         they are neither demanded nor counted as wrong.
         """
         ids = self.class_ids(problems)
         folder = self.root / "JPEGImages"
-        pictures = defaultdict(list)
+        images = defaultdict(list)
         for path in sorted(folder.glob("*")):
             if path.suffix.lower() in SUFFIXES:
-                pictures[path.stem].append(path)
+                images[path.stem].append(path)
         dicts = []
         split = self.root / "ImageSets" / "Main" / f"{self.keys['SPLIT']}.txt"
         for line in self._read_split(split):
             # such lists may have a second column
-            image_id = line if line in pictures else line.split()[0]
-            if image_id not in pictures:
-                reason = f"no such picture ({', '.join(SUFFIXES)}), though {split.name} lists it"
-                problems.add(MISSING_PICTURE, folder / image_id, reason)
+            image_id = line if line in images else line.split()[0]
+            if image_id not in images:
+                reason = f"no such image ({', '.join(SUFFIXES)}), though {split.name} lists it"
+                problems.add(MISSING_IMAGE, folder / image_id, reason)
                 continue
-            record = self._record(image_id, pictures[image_id], ids, problems)
+            record = self._record(image_id, images[image_id], ids, problems)
             if record is not None:
                 dicts.append(record)
         return dicts
@@ -77,11 +77,11 @@ class VocEntry(Entry):
             ) from error
 
     def _record(
-        self, image_id: str, pictures: List[Path], ids: ClassIds, problems: Problems
+        self, image_id: str, images: List[Path], ids: ClassIds, problems: Problems
     ) -> Optional[Dict]:
         """
         Args:
-            pictures: files of this name, which differ in their suffix.
+            images: files of this name, which differ in their suffix.
         """
         xml = self.root / "Annotations" / f"{image_id}.xml"
         try:
@@ -90,13 +90,13 @@ class VocEntry(Entry):
             problems.add(BAD_ANNOTATION, xml, str(error))
             return None
         named = (tree.findtext("filename") or "").strip()
-        picture = next((p for p in pictures if p.name == named), pictures[0])
-        size = _size(tree) or picture_size(picture, problems)
+        image = next((p for p in images if p.name == named), images[0])
+        size = _size(tree) or image_size(image, problems)
         if size is None:
             return None
         objects = [_annotation(xml, obj, ids, problems) for obj in tree.iterfind("object")]
         return {
-            "file_name": str(picture),
+            "file_name": str(image),
             "image_id": image_id,
             "height": size[0],
             "width": size[1],

@@ -1,4 +1,4 @@
-"""YOLO's text files: a line ``class x y w h`` per object, in shares of the picture's size."""
+"""YOLO's text files: a line ``class x y w h`` per object, in shares of the image's size."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -7,17 +7,17 @@ import yaml
 from detectron2.structures import BoxMode
 
 from ...errors import InputError
-from .annotations import BAD_ANNOTATION, MISSING_PICTURE, ClassIds, Problems, box_problem
+from .annotations import BAD_ANNOTATION, MISSING_IMAGE, ClassIds, Problems, box_problem
 from .entry import Entry
-from .pictures import SUFFIXES, picture_size
+from .image_files import SUFFIXES, image_size
 
 
 class YoloEntry(Entry):
     """Either DATA, a ``data.yaml``, and SPLIT; or IMAGES and CLASSES.
 
-    IMAGES is a folder, or a text file that lists pictures. LABELS is the folder of the text files;
-    without it, they lie where ``images`` in a picture's path is ``labels``, or else beside it. A
-    picture without a text file has no objects.
+    IMAGES is a folder, or a text file that lists images. LABELS is the folder of the text files;
+    without it, they lie where ``images`` in an image's path is ``labels``, or else beside it. A
+    image without a text file has no objects.
     """
 
     format = "yolo"
@@ -51,20 +51,20 @@ class YoloEntry(Entry):
         names = self.file_classes() if "DATA" in self.keys else self.classes
         ids = self.class_ids(problems)
         dicts = []
-        for picture in self._pictures():
-            if not picture.is_file():
-                problems.add(MISSING_PICTURE, picture, "no such picture, though it is listed")
+        for image in self._images():
+            if not image.is_file():
+                problems.add(MISSING_IMAGE, image, "no such image, though it is listed")
                 continue
-            size = picture_size(picture, problems)
+            size = image_size(image, problems)
             if size is None:
                 continue
             dicts.append(
                 {
-                    "file_name": str(picture),
-                    "image_id": str(picture),
+                    "file_name": str(image),
+                    "image_id": str(image),
                     "height": size[0],
                     "width": size[1],
-                    "annotations": _annotations(self._label(picture), names, size, ids, problems),
+                    "annotations": _annotations(self._label(image), names, size, ids, problems),
                 }
             )
         return dicts
@@ -83,7 +83,7 @@ class YoloEntry(Entry):
         return content
 
     def _sources(self) -> List[Path]:
-        """Folders or lists of pictures."""
+        """Folders or lists of images."""
         if "IMAGES" in self.keys:
             return [self.path("IMAGES")]
         data, file = self._data(), self.path("DATA")
@@ -96,7 +96,7 @@ class YoloEntry(Entry):
         # exports of labelling services say ../train for what lies beside the data.yaml
         return [p if (p := root / s).exists() else root / s.removeprefix("../") for s in sources]
 
-    def _pictures(self) -> List[Path]:
+    def _images(self) -> List[Path]:
         found = []
         for source in self._sources():
             if source.is_dir():
@@ -107,13 +107,13 @@ class YoloEntry(Entry):
             else:
                 raise InputError(f"data set '{self.name}': {source} does not exist")
         if not found:
-            raise InputError(f"data set '{self.name}': no picture in {self._sources()[0]}")
+            raise InputError(f"data set '{self.name}': no image in {self._sources()[0]}")
         return found
 
-    def _label(self, picture: Path) -> Path:
+    def _label(self, image: Path) -> Path:
         if "LABELS" in self.keys:
-            return self.path("LABELS") / f"{picture.stem}.txt"
-        parts = list(picture.parts)
+            return self.path("LABELS") / f"{image.stem}.txt"
+        parts = list(image.parts)
         if "images" in parts:
             parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
         return Path(*parts).with_suffix(".txt")

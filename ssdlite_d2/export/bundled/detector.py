@@ -1,7 +1,7 @@
-"""The model of a bundle: pictures in, detections out.
+"""The model of a bundle: images in, detections out.
 
     from detector import Detector
-    boxes, scores, classes = Detector(".")([cv2.imread("picture.jpg")])[0]
+    boxes, scores, classes = Detector(".")([cv2.imread("image.jpg")])[0]
 
 Needs numpy, opencv-python 4.7 or newer, and the runtime that model.json names.
 """
@@ -28,7 +28,7 @@ def open_onnx(path, spec, threads, precision):
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda pictures: session.run(None, {name: pictures})
+    return lambda images: session.run(None, {name: images})
 
 
 def open_openvino(path, spec, threads, precision):
@@ -43,8 +43,8 @@ def open_openvino(path, spec, threads, precision):
     request = compiled.create_infer_request()
     ports = list(compiled.outputs)
 
-    def run(pictures):
-        results = request.infer({0: pictures}, share_inputs=True)
+    def run(images):
+        results = request.infer({0: images}, share_inputs=True)
         return [results[port] for port in ports]
 
     return run
@@ -60,15 +60,15 @@ def open_torchscript(path, spec, threads, precision):
         torch.set_num_threads(threads)
     module = torch.jit.load(str(path), map_location="cpu")
 
-    def run(pictures):
+    def run(images):
         with torch.inference_mode():
-            return [x.numpy() for x in module(torch.from_numpy(pictures))]
+            return [x.numpy() for x in module(torch.from_numpy(images))]
 
     return run
 
 
 def open_ncnn(path, spec, threads, precision):
-    """ncnn; pictures go in one by one."""
+    """ncnn; images go in one by one."""
     import ncnn
 
     network = ncnn.Net()
@@ -79,11 +79,11 @@ def open_ncnn(path, spec, threads, precision):
     network.load_param(str(path))
     network.load_model(str(path.with_suffix(".bin")))
 
-    def run(pictures):
+    def run(images):
         results = []
-        for picture in pictures:
+        for image in images:
             extractor = network.create_extractor()
-            planes = np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32)
+            planes = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
             extractor.input("in0", ncnn.Mat(planes))
             results.append([np.array(extractor.extract(name)[1]) for name in ("out0", "out1")])
         return [np.stack(outputs) for outputs in zip(*results)]
@@ -99,8 +99,8 @@ def open_litert(path, spec, threads, precision):
     runner = interpreter.get_signature_runner()
     name = next(iter(runner.get_input_details()))
 
-    def run(pictures):
-        results = runner(**{name: pictures})
+    def run(images):
+        results = runner(**{name: images})
         return [results[key] for key in sorted(results)]
 
     return run
@@ -112,18 +112,18 @@ def open_executorch(path, spec, threads, precision):
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(str(path)).load_method("forward")
-    return lambda pictures: [x.numpy() for x in method.execute([torch.from_numpy(pictures)])]
+    return lambda images: [x.numpy() for x in method.execute([torch.from_numpy(images)])]
 
 
 def open_coreml(path, spec, threads, precision):
-    """Core ML, which runs on Apple's systems only; pictures go in one by one."""
+    """Core ML, which runs on Apple's systems only; images go in one by one."""
     import coremltools
     from PIL import Image
 
     model = coremltools.models.MLModel(str(path))
 
-    def run(pictures):
-        results = [model.predict({"image": Image.fromarray(picture)}) for picture in pictures]
+    def run(images):
+        results = [model.predict({"image": Image.fromarray(image)}) for image in images]
         return [np.concatenate([r[name] for r in results]) for name in ("boxes", "scores")]
 
     return run
@@ -141,7 +141,7 @@ RUNTIMES = {
 
 
 class Detector:
-    """The model of a bundle: BGR pictures, as OpenCV reads them, to detections in their pixels."""
+    """The model of a bundle: BGR images, as OpenCV reads them, to detections in their pixels."""
 
     def __init__(self, folder, threads=0, precision=None):
         """
@@ -173,47 +173,47 @@ class Detector:
         self.resize_inside = self.spec["input"]["resize"] == "inside"
         self.batch = self.spec["input"]["batch"]  # a number, or "dynamic"
 
-    def __call__(self, pictures, threshold=None):
+    def __call__(self, images, threshold=None):
         """
         Args:
-            pictures: uint8 arrays (h, w, 3), BGR, of any sizes.
+            images: uint8 arrays (h, w, 3), BGR, of any sizes.
             threshold: smallest score; None is the model's own.
 
         Returns:
-            list of (boxes (D, 4) XYXY in pixels of the picture, scores (D,), classes (D,)), best
+            list of (boxes (D, 4) XYXY in pixels of the image, scores (D,), classes (D,)), best
             first.
         """
         results = []
         step = 1 if self.resize_inside or self.batch == "dynamic" else self.batch
         if self.batch == "dynamic" and not self.resize_inside:
-            step = len(pictures)
-        for start in range(0, len(pictures), step):
-            chunk = pictures[start : start + step]
+            step = len(images)
+        for start in range(0, len(images), step):
+            chunk = images[start : start + step]
             outputs = self.run(self.prepare(chunk))
-            for i, picture in enumerate(chunk):
-                size = self.input_size if not self.resize_inside else picture.shape[:2]
+            for i, image in enumerate(chunk):
+                size = self.input_size if not self.resize_inside else image.shape[:2]
                 found = self.detections([x[i] for x in outputs], size, threshold)
-                results.append(fit(*found, size, picture.shape[:2]))
+                results.append(fit(*found, size, image.shape[:2]))
         return results
 
-    def prepare(self, pictures):
-        """The model's input, uint8 RGB (N, H, W, 3), of BGR pictures; a short batch is filled."""
+    def prepare(self, images):
+        """The model's input, uint8 RGB (N, H, W, 3), of BGR images; a short batch is filled."""
         prepared = []
-        for picture in pictures:
-            if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise PredictError(
-                    f"a picture is {picture.dtype} of shape {picture.shape}; "
+                    f"an image is {image.dtype} of shape {image.shape}; "
                     "uint8 (height, width, 3) is needed"
                 )
-            if not self.resize_inside and picture.shape[:2] != self.input_size:
-                picture = cv2.resize(picture, self.input_size[::-1], interpolation=cv2.INTER_LINEAR)
-            prepared.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+            if not self.resize_inside and image.shape[:2] != self.input_size:
+                image = cv2.resize(image, self.input_size[::-1], interpolation=cv2.INTER_LINEAR)
+            prepared.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         if self.batch != "dynamic":
             prepared += [prepared[-1]] * (self.batch - len(prepared))
         return np.stack(prepared)
 
     def detections(self, outputs, size, threshold=None):
-        """One picture's boxes, scores and classes from the model's outputs for it."""
+        """One image's boxes, scores and classes from the model's outputs for it."""
         if self.spec["nms"]:
             boxes, scores, classes = outputs
             keep = (classes >= 0) & (scores > (threshold or 0))
@@ -236,7 +236,7 @@ def select(
     clip_before_nms,
     max_detections,
 ):
-    """The detections among all boxes (R, 4) and scores (R, K) of one picture, best first.
+    """The detections among all boxes (R, 4) and scores (R, K) of one image, best first.
 
     Returns:
         boxes (D, 4), scores (D,), classes (D,).
@@ -293,14 +293,14 @@ def suppress(boxes, scores, classes, threshold, limit, block=300):
 
 
 def clip(boxes, size):
-    """Boxes (D, 4) cut to a picture of (height, width)."""
+    """Boxes (D, 4) cut to an image of (height, width)."""
     height, width = size
     return boxes.clip(0, np.array((width, height, width, height), dtype=boxes.dtype))
 
 
-def fit(boxes, scores, classes, size, picture_size):
-    """Boxes from (height, width) of the model's pixels to a picture's; empty ones are dropped."""
-    ratios = np.array(picture_size[::-1] * 2, dtype=np.float32) / np.array(size[::-1] * 2)
-    boxes = clip(boxes * ratios.astype(boxes.dtype), picture_size)
+def fit(boxes, scores, classes, size, image_size):
+    """Boxes from (height, width) of the model's pixels to an image's; empty ones are dropped."""
+    ratios = np.array(image_size[::-1] * 2, dtype=np.float32) / np.array(size[::-1] * 2)
+    boxes = clip(boxes * ratios.astype(boxes.dtype), image_size)
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     return boxes[keep], scores[keep], classes[keep]

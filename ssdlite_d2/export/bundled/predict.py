@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Detect objects with the exported SSD model of this folder; prints JSON.
 
-python predict.py picture.jpg folder video.mp4 --output drawn > detections.json
+python predict.py image.jpg folder video.mp4 --output drawn > detections.json
 
 Needs numpy, opencv-python 4.7 or newer, and the runtime that model.json names; nothing of
 the training side.
@@ -16,84 +16,84 @@ import cv2
 import numpy as np
 from detector import Detector, PredictError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 
 
 class UnreadableError(PredictError):
-    """A picture or video that cannot be read; the others can."""
+    """An image or video that cannot be read; the others can."""
 
 
-def draw(picture, boxes, scores, labels):
-    """A copy of a BGR picture with named boxes."""
-    picture = picture.copy()
-    thickness = max(1, round(min(picture.shape[:2]) / 250))
+def draw(image, boxes, scores, labels):
+    """A copy of a BGR image with named boxes."""
+    image = image.copy()
+    thickness = max(1, round(min(image.shape[:2]) / 250))
     for box, score, label in zip(boxes, scores, labels):
         x0, y0, x1, y1 = (int(round(float(v))) for v in box)
         hue = sum(map(ord, label)) * 47 % 180
         colour = cv2.cvtColor(np.uint8([[[hue, 220, 230]]]), cv2.COLOR_HSV2BGR)[0, 0].tolist()
-        cv2.rectangle(picture, (x0, y0), (x1, y1), colour, thickness)
+        cv2.rectangle(image, (x0, y0), (x1, y1), colour, thickness)
         text, font = f"{label} {score:.2f}", cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(picture, text, (x0, max(12, y0 - 4)), font, 0.4 * thickness, colour, thickness)
-    return picture
+        cv2.putText(image, text, (x0, max(12, y0 - 4)), font, 0.4 * thickness, colour, thickness)
+    return image
 
 
 def find(inputs):
-    """The picture and video files that paths and folders stand for."""
+    """The image and video files that paths and folders stand for."""
     found = []
     for path in map(Path, inputs):
-        known = PICTURES + VIDEOS
+        known = IMAGES + VIDEOS
         files = path.iterdir() if path.is_dir() else ()
         inside = sorted(p for p in files if p.suffix.lower() in known)
         if not inside and not path.is_file():
-            raise PredictError(f"no picture or video at {path}")
+            raise PredictError(f"no image or video at {path}")
         found += inside or [path]
     return found
 
 
 def frames(path):
-    """A file's pictures: one, or those of a video.
+    """A file's images: one, or those of a video.
 
     Raises:
         UnreadableError: the file cannot be read.
     """
     if path.suffix.lower() not in VIDEOS:
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise UnreadableError(f"{path} cannot be read as a picture")
-        yield picture
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise UnreadableError(f"{path} cannot be read as an image")
+        yield image
         return
     video = cv2.VideoCapture(str(path))
     if not video.isOpened():
         raise UnreadableError(f"{path} cannot be read as a video")
     while True:
-        good, picture = video.read()
+        good, image = video.read()
         if not good:
             return
-        yield picture
+        yield image
 
 
 class Drawing:
-    """Writes drawn pictures or a drawn video of one source file into a folder; or nothing."""
+    """Writes drawn images or a drawn video of one source file into a folder; or nothing."""
 
     def __init__(self, source, folder):
         self.source, self.folder, self.video = source, folder, None
 
-    def write(self, picture, boxes, scores, labels):
+    def write(self, image, boxes, scores, labels):
         if self.folder is None:
             return
-        picture = draw(picture, boxes, scores, labels)
+        image = draw(image, boxes, scores, labels)
         target = Path(self.folder) / self.source.name
         if self.source.suffix.lower() not in VIDEOS:
-            good = cv2.imwrite(str(target), picture)
+            good = cv2.imwrite(str(target), image)
         else:
             if self.video is None:
                 rate = cv2.VideoCapture(str(self.source)).get(cv2.CAP_PROP_FPS) or 30.0
                 code = cv2.VideoWriter_fourcc(*"mp4v")
-                size = picture.shape[1::-1]
+                size = image.shape[1::-1]
                 self.video = cv2.VideoWriter(str(target.with_suffix(".mp4")), code, rate, size)
             good = self.video.isOpened()
-            self.video.write(picture)
+            self.video.write(image)
         if not good:
             raise PredictError(f"--output: cannot write {target}")
 
@@ -103,10 +103,10 @@ class Drawing:
 
 
 def batches(source, size):
-    """(number of the first, list of pictures) of a file, in lists of at most ``size``."""
+    """(number of the first, list of images) of a file, in lists of at most ``size``."""
     batch, start = [], 0
-    for picture in frames(source):
-        batch.append(picture)
+    for image in frames(source):
+        batch.append(image)
         if len(batch) == size:
             yield start, batch
             start, batch = start + size, []
@@ -115,7 +115,7 @@ def batches(source, size):
 
 
 def run(args, out):
-    """Detect on every input; writes a JSON list with one object per picture or frame.
+    """Detect on every input; writes a JSON list with one object per image or frame.
 
     Returns:
         the exit status: 1 when a file could not be read.
@@ -132,13 +132,13 @@ def run(args, out):
     for source in sources:
         drawing = Drawing(source, args.output)
         try:
-            for start, pictures in batches(source, size):
-                for i, result in enumerate(detector(pictures, args.threshold)):
+            for start, images in batches(source, size):
+                for i, result in enumerate(detector(images, args.threshold)):
                     labels = [detector.classes[c] for c in result[2]]
-                    entry = describe(source, start + i, pictures[i], result, labels)
+                    entry = describe(source, start + i, images[i], result, labels)
                     out.write(separator + json.dumps(entry))
                     separator = ",\n"
-                    drawing.write(pictures[i], *result[:2], labels)
+                    drawing.write(images[i], *result[:2], labels)
         except UnreadableError as error:
             print(f"error: {error}", file=sys.stderr)
             unreadable += 1
@@ -147,9 +147,9 @@ def run(args, out):
     return int(unreadable > 0)
 
 
-def describe(source, number, picture, result, labels):
-    """The JSON object of one picture, or of one frame of a video."""
-    entry = {"file": str(source), "width": picture.shape[1], "height": picture.shape[0]}
+def describe(source, number, image, result, labels):
+    """The JSON object of one image, or of one frame of a video."""
+    entry = {"file": str(source), "width": image.shape[1], "height": image.shape[0]}
     if source.suffix.lower() in VIDEOS:
         entry["frame"] = number
     entry["detections"] = [
@@ -164,15 +164,15 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("inputs", nargs="+", help="pictures, videos, and folders of them")
-    parser.add_argument("--output", metavar="DIR", help="folder for drawn pictures and videos")
+    parser.add_argument("inputs", nargs="+", help="images, videos, and folders of them")
+    parser.add_argument("--output", metavar="DIR", help="folder for drawn images and videos")
     parser.add_argument(
         "--threshold", type=float, metavar="T", help="smallest score (default: as in model.json)"
     )
     parser.add_argument("--model", default=str(Path(__file__).parent), metavar="DIR", help="bundle")
     parser.add_argument("--threads", type=int, default=0, help="of the processor (default: all)")
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="pictures at once, for --batch dynamic models"
+        "--batch-size", type=int, default=1, help="images at once, for --batch dynamic models"
     )
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic; openvino and ncnn only"

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from ...errors import InputError
+from ...errors import InputError, one_of
 from ..norm import norm_builder
 from .blocks import pad_same
 from .extras import build_extras
@@ -19,10 +19,7 @@ def choose_tap(cfg: CfgNode, taps) -> Tap:
     Raises:
         InputError: the trunk has no such tap.
     """
-    name = cfg.MODEL.SSD.BACKBONE.TAP
-    if name not in taps:
-        raise InputError(f"MODEL.SSD.BACKBONE.TAP is '{name}'; it is one of {', '.join(taps)}")
-    return taps[name]
+    return taps[one_of("MODEL.SSD.BACKBONE.TAP", cfg.MODEL.SSD.BACKBONE.TAP, taps)]
 
 
 def build_ssd_backbone(cfg: CfgNode, features: nn.Sequential, taps: Sequence[Tap]) -> SSDBackbone:
@@ -32,8 +29,7 @@ def build_ssd_backbone(cfg: CfgNode, features: nn.Sequential, taps: Sequence[Tap
         InputError: an option of MODEL.SSD.BACKBONE is unknown, or its lists differ in length.
     """
     node = cfg.MODEL.SSD.BACKBONE
-    if node.PADDING not in ("symmetric", "same"):
-        raise InputError(f"MODEL.SSD.BACKBONE.PADDING is '{node.PADDING}'; it is symmetric or same")
+    one_of("MODEL.SSD.BACKBONE.PADDING", node.PADDING, ("symmetric", "same"))
     extras = build_extras(taps[-1].channels, node, norm_builder(cfg))
     if node.PADDING == "same":
         pad_same(features)

@@ -9,7 +9,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.ops import Conv2dNormActivation
 
-from ...errors import InputError
+from ...errors import InputError, one_of
 from .blocks import se_before_activation
 
 Norm = Callable[[int], nn.Module]
@@ -87,11 +87,8 @@ def build_extras(inputs: int, cfg: CfgNode, norm: Norm) -> nn.ModuleList:
         InputError: the block is unknown, or the lists differ in length.
     """
     key = "MODEL.SSD.BACKBONE"
-    known = {**BLOCKS, "conv": None}
-    if cfg.EXTRA_BLOCK not in known:
-        raise InputError(
-            f"{key}.EXTRA_BLOCK is '{cfg.EXTRA_BLOCK}'; it is one of {', '.join(known)}"
-        )
+    known = (*BLOCKS, "conv")
+    one_of(f"{key}.EXTRA_BLOCK", cfg.EXTRA_BLOCK, known)
     other = "EXTRA_CONVS" if cfg.EXTRA_BLOCK == "conv" else "EXTRA_EXPANSION"
     if len(cfg.EXTRA_CHANNELS) != len(cfg[other]):
         raise InputError(

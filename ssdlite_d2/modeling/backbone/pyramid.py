@@ -63,7 +63,7 @@ class SSDBackbone(Backbone):
     def forward(self, x: Tensor) -> Dict[str, Tensor]:
         """
         Args:
-            x: (N, 3, H, W) normalised pictures.
+            x: (N, 3, H, W) normalised images.
 
         Returns:
             dict: (N, Ci, Hi, Wi) by name, finest first.

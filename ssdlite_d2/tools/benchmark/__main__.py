@@ -1,22 +1,26 @@
-"""Measure parts of the package beside others' on this machine.
+"""Measure speed.
 
-python -m ssdlite_d2.tools.benchmark data
+python -m ssdlite_d2.tools.benchmark inference
 """
 
 import argparse
-import sys
+from types import ModuleType
+from typing import Dict
 
-from ...errors import InputError
-from . import data, inference, train
-
-SUBJECTS = {"data": data, "inference": inference, "train": train}
+from ..program import one_line_errors
+from . import inference
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ssdlite_d2.tools.benchmark")
-    subjects = parser.add_subparsers(dest="subject", required=True)
-    for name, module in SUBJECTS.items():
-        subject = subjects.add_parser(
+def main(program: str, subjects: Dict[str, ModuleType]) -> None:
+    """Run the subject that the command line names.
+
+    Args:
+        subjects: modules with ``add_arguments(parser)`` and ``run(args)``, by their names.
+    """
+    parser = argparse.ArgumentParser(prog=program)
+    choices = parser.add_subparsers(dest="subject", required=True)
+    for name, module in subjects.items():
+        subject = choices.add_parser(
             name,
             help=module.__doc__.splitlines()[0],
             description=module.__doc__,
@@ -25,11 +29,9 @@ def main() -> None:
         module.add_arguments(subject)
         subject.add_argument("--json", metavar="FILE", help="write the figures there as well")
     args = parser.parse_args()
-    try:
-        SUBJECTS[args.subject].run(args)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    with one_line_errors():
+        subjects[args.subject].run(args)
 
 
 if __name__ == "__main__":
-    main()
+    main("python -m ssdlite_d2.tools.benchmark", {"inference": inference})

@@ -1,6 +1,6 @@
 """Inference of one model in PyTorch, in every runtime present and beside torchvision's ssdlite320.
 
-A call goes from a picture of the network's size to its final boxes, unless the row says otherwise.
+A call goes from an image of the network's size to its final boxes, unless the row says otherwise.
 The last row is what the arithmetic alone would take.
 
 python -m ssdlite_d2.tools.benchmark inference --config-file configs/ssdlite_mnv2_bccd.yaml \\
@@ -22,6 +22,7 @@ from detectron2.config import CfgNode
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from ...config import load_config
+from ...data.reader import read_image
 from ...engine import build_predictor, finish_config
 from ...engine.predictor import SSDPredictor
 from ...errors import InputError
@@ -29,13 +30,13 @@ from ...export import FORMATS, ExportOptions, export_bundle
 from ...export.accuracy import Found, average_precision
 from ...export.bundled.detector import Detector
 from ...export.parity import parity_dataset, raw_outputs
-from ...export.pictures import choose_records, read
+from ...export.samples import choose_records
 from ...modeling import SSD
-from ...modeling.fusion import MODES
+from ...modeling.inference.fused import MODES
 from ..analyze import analyze
 from .timing import alternate, report
 
-BATCH = 8  # pictures at once, for the throughput
+BATCH = 8  # images at once, for the throughput
 CALLS = 20  # of a turn: one after the other, as a device runs a model
 CANDIDATES = 10_000  # of the worst case
 FLOOR = "its multiply-adds at a matrix product's rate, float32"
@@ -46,9 +47,9 @@ import sys, numpy
 sys.path.insert(0, sys.argv[1])
 from detector import Detector
 detector = Detector(sys.argv[1], precision=sys.argv[2] or None)
-picture = numpy.zeros((*detector.input_size, 3), numpy.uint8)
+image = numpy.zeros((*detector.input_size, 3), numpy.uint8)
 for _ in range(3):
-    detector([picture])
+    detector([image])
 print(next(x.split()[1] for x in open("/proc/self/status") if x.startswith("VmHWM")))
 """
 MEMORY_OF_PREDICTOR = """
@@ -68,7 +69,7 @@ class Side(NamedTuple):
 
     Attributes:
         call: one measured call.
-        detect: BGR pictures to their detections; None for what is measured for its time only.
+        detect: BGR images to their detections; None for what is measured for its time only.
         size: of the model, MB.
         memory: command whose last line is the peak memory in KiB, or None.
     """
@@ -87,9 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", nargs="*", default=[], metavar="DIR", help="also these bundles")
     parser.add_argument("--int8", action="store_true", help="also INT8, quantized for this run")
     parser.add_argument(
-        "--ap-images", type=int, default=0, metavar="N", help="AP on so many test pictures"
+        "--ap-images", type=int, default=0, metavar="N", help="AP on so many test images"
     )
-    parser.add_argument("--plot", metavar="FILE", help="AP against latency, as a picture")
+    parser.add_argument("--plot", metavar="FILE", help="AP against latency, as an image")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
 
 
@@ -102,60 +103,60 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = "cpu"
     finish_config(cfg)
-    records, pictures = test_pictures(cfg, args.ap_images)
+    records, images = test_images(cfg, args.ap_images)
     height, width = cfg.INPUT.SIZE
-    picture = cv2.resize(pictures[0], (width, height))
+    image = cv2.resize(images[0], (width, height))
     with tempfile.TemporaryDirectory() as folder:
-        sides = pytorch_sides(cfg, picture, Path(folder))
+        sides = pytorch_sides(cfg, image, Path(folder))
         bundles = [*make_bundles(cfg, Path(folder), args.int8), *map(Path, args.bundle)]
         for bundle in bundles:
-            sides.update(bundle_sides(bundle, picture))
-        sides["torchvision ssdlite320, eval step"] = torchvision_side(picture)
+            sides.update(bundle_sides(bundle, image))
+        sides["torchvision ssdlite320, eval step"] = torchvision_side(image)
         matrix = torch.rand(FLOOR_SIDE, FLOOR_SIDE)
         sides[FLOOR] = Side(lambda: matrix @ matrix)
         seconds = alternate({k: s.call for k, s in sides.items()}, args.rounds, calls=CALLS)
         seconds[FLOOR] *= analyze(cfg)["madds"] / FLOOR_SIDE**3
         batch = {k: s.detect for k, s in sides.items() if s.detect}
-        streams = {k: (lambda d=d: d([picture] * BATCH)) for k, d in batch.items()}
+        streams = {k: (lambda d=d: d([image] * BATCH)) for k, d in batch.items()}
         batched = alternate(streams, args.rounds)
         rows = []
         for name, side in sides.items():
             row = row_of(name, seconds[name], batched.get(name), side)
             if records and side.detect:
-                found = [side.detect([x])[0] for x in pictures]
+                found = [side.detect([x])[0] for x in images]
                 row["AP"] = average_precision(records, found)
             rows.append(row)
-    title = f"Inference of {Path(args.config_file).stem}, {height}x{width}, ms a picture"
+    title = f"Inference of {Path(args.config_file).stem}, {height}x{width}, ms an image"
     report(title, rows, args.json)
     if args.plot:
         plot(rows, title, args.plot)
 
 
-def test_pictures(cfg: CfgNode, count: int):
-    """Dataset dicts and pictures of the test data; noise where no AP is asked for."""
+def test_images(cfg: CfgNode, count: int):
+    """Dataset dicts and images of the test data; noise where no AP is asked for."""
     if not count:
         return [], [np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)]
     records = choose_records(parity_dataset(cfg, ExportOptions()), count, "--ap-images")
-    return records, [read(record) for record in records]
+    return records, [read_image(record["file_name"], "BGR") for record in records]
 
 
-def pytorch_sides(cfg: CfgNode, picture: np.ndarray, folder: Path) -> Dict[str, Side]:
+def pytorch_sides(cfg: CfgNode, image: np.ndarray, folder: Path) -> Dict[str, Side]:
     """The bare network, DefaultPredictor's call, every mode of MODEL.SSD.INFERENCE, and many
     candidates."""
     predictors = {mode: predictor_in(cfg, mode) for mode in MODES}
     eager, worst = predictors["eager"], predictor_in(cfg, "fused")
-    worst.model.test_score_thresh = many(predictor_scores(eager.model, picture))
+    worst.model.test_score_thresh = many(predictor_scores(eager.model, image))
     size = sum(v.numel() * v.element_size() for v in eager.model.state_dict().values()) / 1e6
     sides = {
         "PyTorch eager, network alone": Side(lambda: network(eager.model)),
-        "PyTorch eager, DefaultPredictor": Side(lambda: eager(picture)),
+        "PyTorch eager, DefaultPredictor": Side(lambda: eager(image)),
     }
     for mode, predictor in predictors.items():
         file = folder / f"{mode}.yaml"
         file.write_text(predictor.cfg.dump())
         memory = [sys.executable, "-W", "ignore", "-c", MEMORY_OF_PREDICTOR, str(file)]
-        sides[f"PyTorch {mode}"] = predictor_side(predictor, picture, size, memory)
-    sides[f"PyTorch fused, {CANDIDATES:,} candidates"] = Side(lambda: worst.predict([picture]))
+        sides[f"PyTorch {mode}"] = predictor_side(predictor, image, size, memory)
+    sides[f"PyTorch fused, {CANDIDATES:,} candidates"] = Side(lambda: worst.predict([image]))
     return sides
 
 
@@ -168,14 +169,14 @@ def predictor_in(cfg: CfgNode, mode: str) -> SSDPredictor:
     return predictor
 
 
-def predictor_side(predictor: SSDPredictor, picture, size: float, memory: List[str]) -> Side:
-    def detect(pictures: List[np.ndarray]) -> List[Found]:
-        outputs = (x["instances"] for x in predictor.predict(pictures))
+def predictor_side(predictor: SSDPredictor, image, size: float, memory: List[str]) -> Side:
+    def detect(images: List[np.ndarray]) -> List[Found]:
+        outputs = (x["instances"] for x in predictor.predict(images))
         return [
             (x.pred_boxes.tensor.numpy(), x.scores.numpy(), x.pred_classes.numpy()) for x in outputs
         ]
 
-    return Side(lambda: predictor.predict([picture]), detect, size, memory)
+    return Side(lambda: predictor.predict([image]), detect, size, memory)
 
 
 @torch.inference_mode()
@@ -186,8 +187,8 @@ def network(model: SSD) -> None:
     model.head([features[name] for name in model.head_in_features])
 
 
-def predictor_scores(model: SSD, picture: np.ndarray) -> np.ndarray:
-    return raw_outputs(model, picture[None, :, :, ::-1], "RGB")[1]
+def predictor_scores(model: SSD, image: np.ndarray) -> np.ndarray:
+    return raw_outputs(model, image[None, :, :, ::-1], "RGB")[1]
 
 
 def many(scores: np.ndarray) -> float:
@@ -212,7 +213,7 @@ def make_bundles(cfg: CfgNode, folder: Path, int8: bool) -> List[Path]:
     return bundles
 
 
-def bundle_sides(bundle: Path, picture: np.ndarray) -> Dict[str, Side]:
+def bundle_sides(bundle: Path, image: np.ndarray) -> Dict[str, Side]:
     """A bundle's rows: the model alone, the whole way and, for OpenVINO, in bfloat16 as well."""
     sides = {}
     spec = Detector(bundle).spec
@@ -221,27 +222,27 @@ def bundle_sides(bundle: Path, picture: np.ndarray) -> Dict[str, Side]:
     for precision in (None, "bf16") if bf16 else (None,):
         detector = Detector(bundle, precision=precision)
         label = name if precision is None else f"{spec['format']} {precision}"
-        image = detector.prepare([picture])
+        inputs = detector.prepare([image])
         memory = [sys.executable, "-c", MEMORY_OF_BUNDLE, str(bundle), precision or ""]
-        sides[f"{label}, model alone"] = Side(lambda d=detector, x=image: d.run(x))
+        sides[f"{label}, model alone"] = Side(lambda d=detector, x=inputs: d.run(x))
         detect = detector.__call__
-        sides[label] = Side(lambda d=detect: d([picture]), detect, spec["bytes"] / 1e6, memory)
+        sides[label] = Side(lambda d=detect: d([image]), detect, spec["bytes"] / 1e6, memory)
         if name == "onnx fp32":
-            threshold = many(detector.run(image)[1])
+            threshold = many(detector.run(inputs)[1])
             worst = f"{label}, {CANDIDATES:,} candidates"
-            sides[worst] = Side(lambda d=detect, t=threshold: d([picture], t))
+            sides[worst] = Side(lambda d=detect, t=threshold: d([image], t))
     return sides
 
 
-def torchvision_side(picture: np.ndarray) -> Side:
+def torchvision_side(image: np.ndarray) -> Side:
     """torchvision's model with random weights, from a tensor to its final boxes."""
     torch.manual_seed(0)
     model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
-    image = torch.from_numpy(picture[:, :, ::-1].transpose(2, 0, 1).copy()).float() / 255
+    tensor = torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy()).float() / 255
 
     def call() -> None:
         with torch.inference_mode():
-            model([image])
+            model([tensor])
 
     return Side(call)
 
@@ -252,7 +253,7 @@ def row_of(name: str, seconds: np.ndarray, batched: Optional[np.ndarray], side: 
         "what": name,
         "median ms": 1e3 * float(np.median(seconds)),
         "p90 ms": 1e3 * float(np.percentile(seconds, 90)),
-        "pictures/s": None if batched is None else BATCH / float(np.median(batched)),
+        "images/s": None if batched is None else BATCH / float(np.median(batched)),
         "model MB": side.size,
         "peak memory MB": None,
     }

@@ -1,4 +1,4 @@
-"""What loaders need to know of picture files."""
+"""What loaders need to know of image files."""
 
 from pathlib import Path
 from typing import Optional, Tuple
@@ -12,7 +12,7 @@ EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
-def picture_size(path: Path, problems: Problems) -> Optional[Tuple[int, int]]:
+def image_size(path: Path, problems: Problems) -> Optional[Tuple[int, int]]:
     """(height, width) from a file's header, as its EXIF orientation wants it seen."""
     try:
         with Image.open(path) as image:

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from torch import Tensor, nn
 
-from .datasets import dataset_errors
+from ..data.datasets import dataset_errors
 
 
 def anchor_coverage(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def anchor_coverage(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def anchors_of(cfg: CfgNode) -> np.ndarray:
-    """(R, 4) anchors of a finished config's model for pictures of the input size.
+    """(R, 4) anchors of a finished config's model for images of the input size.
 
     Raises:
         InputError: the config's model cannot be built.
@@ -75,7 +75,7 @@ class TrainingBoxes(NamedTuple):
 
 
 def training_boxes(cfg: CfgNode) -> TrainingBoxes:
-    """The boxes of DATASETS.TRAIN that have area and are no crowd, pictures stretched to the input.
+    """The boxes of DATASETS.TRAIN that have area and are no crowd, images stretched to the input.
 
     Raises:
         InputError: a data set is unknown or its files are missing or wrong.
@@ -84,11 +84,11 @@ def training_boxes(cfg: CfgNode) -> TrainingBoxes:
     height, width = cfg.INPUT.SIZE
     for name in cfg.DATASETS.TRAIN:
         with dataset_errors((name,)):
-            pictures = DatasetCatalog.get(name)
-        for picture in pictures:
-            found = [a for a in picture.get("annotations", []) if not a.get("iscrowd", 0)]
+            images = DatasetCatalog.get(name)
+        for image in images:
+            found = [a for a in image.get("annotations", []) if not a.get("iscrowd", 0)]
             corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in found]
-            scale = np.array([width / picture["width"], height / picture["height"]] * 2)
+            scale = np.array([width / image["width"], height / image["height"]] * 2)
             boxes.append(np.array(corners, dtype=np.float64).reshape(-1, 4) * scale)
             classes.append([a["category_id"] for a in found])
     boxes, classes = np.concatenate(boxes), np.concatenate(classes).astype(np.int64)

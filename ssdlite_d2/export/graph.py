@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ..modeling import SSD
-from ..modeling.fusion import fold_norms
+from ..modeling.inference.fused import fold_norms
 
 
 class ExportedSSD(nn.Module):
-    """An SSD from uint8 pictures to decoded boxes and scores; norms folded, anchors constant.
+    """An SSD from uint8 images to decoded boxes and scores; norms folded, anchors constant.
 
     It holds the network's input size, and nothing in its graph depends on the data, except that
-    with ``resize`` the pictures may have any size.
+    with ``resize`` the images may have any size.
     """
 
     def __init__(
@@ -29,11 +29,11 @@ class ExportedSSD(nn.Module):
         """
         Args:
             model: a trained model; it is copied.
-            image_format: what the model was trained on, INPUT.FORMAT. Pictures are RGB here always.
-            channels_last: pictures are (N, H, W, 3), as cameras and files have them, else
+            image_format: what the model was trained on, INPUT.FORMAT. Images are RGB here always.
+            channels_last: images are (N, H, W, 3), as cameras and files have them, else
                 (N, 3, H, W).
-            resize: pictures of any size come in, and boxes in their pixels go out. Without it
-                pictures are of the network's input size.
+            resize: images of any size come in, and boxes in their pixels go out. Without it
+                images are of the network's input size.
         """
         super().__init__()
         model = fold_norms(model)
@@ -99,7 +99,7 @@ class WithNMS(nn.Module):
         """
         Args:
             model: the detector's model, whose thresholds are used.
-            candidates: best (anchor, class) pairs of a picture that enter suppression, at most the
+            candidates: best (anchor, class) pairs of an image that enter suppression, at most the
                 model's own number.
         """
         super().__init__()
@@ -167,7 +167,7 @@ class OnnxNMS(torch.autograd.Function):
             return g.op("Constant", value_t=value)
 
         one_class = g.op("Unsqueeze", scores, constant(torch.tensor([1])))  # (N, 1, T)
-        chosen = g.op(  # rows (picture, 0, box)
+        chosen = g.op(  # rows (image, 0, box)
             "NonMaxSuppression",
             boxes,
             one_class,

@@ -14,8 +14,8 @@ from ssdlite_d2 import InputError
 from ssdlite_d2.export import ExportOptions, export_bundle
 from ssdlite_d2.export.bundled.detector import Detector
 from ssdlite_d2.export.parity import raw_outputs
-from ssdlite_d2.export.quantize import OnnxQuantizer, fit_budget, layer_groups
-from ssdlite_d2.modeling.quantization import round_convolutions
+from ssdlite_d2.export.quantization import OnnxQuantizer, fit_budget, layer_groups
+from ssdlite_d2.modeling.inference.rounding import round_convolutions
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def test_training_rounds_as_much_as_the_runtime(bundles, bccd_model):
     model = copy.deepcopy(bccd_model[1])
     round_convolutions(model)
     detector = Detector(bundles / "fp32")
-    images = [detector.prepare([picture]) for picture in read_all()]
-    rounded = np.stack([raw_outputs(model, image, "RGB")[1] for image in images])
+    inputs = [detector.prepare([image]) for image in read_all()]
+    rounded = np.stack([raw_outputs(model, x, "RGB")[1] for x in inputs])
     exact, quantized = scores(bundles / "fp32"), scores(bundles / "int8")
     assert 0.7 < (rounded - exact).std() / (quantized - exact).std() < 1.3
     errors = np.stack([(rounded - exact).ravel(), (quantized - exact).ravel()])
@@ -97,8 +97,8 @@ def test_openvino_computes_convolutions_in_int8(all_bundles):
 
 def test_named_layers_stay_in_float(bundles, tmp_path):
     detector = Detector(bundles / "fp32")
-    pictures = [detector.prepare([picture]) for picture in read_all()]
-    quantizer = OnnxQuantizer(bundles / "fp32" / "model.onnx", pictures, tmp_path)
+    images = [detector.prepare([image]) for image in read_all()]
+    quantizer = OnnxQuantizer(bundles / "fp32" / "model.onnx", images, tmp_path)
     groups = layer_groups(quantizer.convolutions())
     assert len(groups["class predictors"]) == len(groups["box predictors"]) == 6
     assert len(groups["first convolution"]) == 1 and "features.0" in groups["first convolution"][0]

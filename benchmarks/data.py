@@ -1,6 +1,6 @@
 """Speed of the training mapper beside torchvision's, Detectron2's and bare reading.
 
-All sides read the same files in this process, on one thread, by turns. Pictures are those of the
+All sides read the same files in this process, on one thread, by turns. Images are those of the
 config's training sets as they are, and encoded again as JPEG of the given quality. Augmentation is
 SSD's own, whatever the config has, since torchvision's recipe is that.
 """
@@ -23,14 +23,14 @@ from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from ...config import load_config
-from ...data import SSDDatasetMapper, build_train_loader
-from ...data.build import load_train_records
-from ...data.dataset_mapper import make_instances
-from ...data.rendering import Sketch
-from ...engine import finish_config
-from ...errors import InputError
-from .timing import alternate, report
+from ssdlite_d2.config import load_config
+from ssdlite_d2.data import SSDDatasetMapper, build_train_loader
+from ssdlite_d2.data.build import load_train_records
+from ssdlite_d2.data.dataset_mapper import make_instances
+from ssdlite_d2.data.rendering import Sketch
+from ssdlite_d2.engine import finish_config
+from ssdlite_d2.errors import InputError
+from ssdlite_d2.tools.benchmark.timing import alternate, report
 
 OURS, FLOOR = "ssdlite_d2", "cv2.imread"
 
@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config-file",
         default="ssdlite_mnv2_bccd.yaml",
         metavar="FILE",
-        help="whose training pictures (default: %(default)s)",
+        help="whose training images (default: %(default)s)",
     )
-    parser.add_argument("--pictures", type=int, default=100, help="how many (default: 100)")
+    parser.add_argument("--images", type=int, default=100, help="how many (default: 100)")
     parser.add_argument("--rounds", type=int, default=7, help="turns (default: 7)")
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality (default: 95)")
     parser.add_argument("--workers", type=int, default=2, help="to compare with one (default: 2)")
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     load_config(args.config_file, args.opts)  # names what is wrong with them
     cfg = with_the_papers_augmentation(load_config(args.config_file), args.opts)
     finish_config(cfg)
-    records = load_train_records(cfg)[: args.pictures]
+    records = load_train_records(cfg)[: args.images]
     with one_thread():
         rows = compare(cfg, records, args.rounds, "as they are")
         with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
             rows += compare(cfg, encoded, args.rounds, name)
             parts = profile(cfg, encoded, name)
         rows += parts + compare_workers(cfg, args.workers, args.rounds)
-    report(f"Training mapper, {len(records)} pictures, by turns", rows, args.json)
+    report(f"Training mapper, {len(records)} images, by turns", rows, args.json)
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def one_thread() -> Iterator[None]:
 
 
 def encode(records: List[Dict], folder: Path, quality: int) -> List[Dict]:
-    """The same records with pictures encoded as JPEG of a quality."""
+    """The same records with images encoded as JPEG of a quality."""
     encoded = []
     for index, record in enumerate(records):
         path = str(folder / f"{index}.jpg")
@@ -100,7 +100,7 @@ def encode(records: List[Dict], folder: Path, quality: int) -> List[Dict]:
 
 
 def compare(cfg: CfgNode, records: List[Dict], rounds: int, name: str) -> List[Dict]:
-    """Rows of milliseconds per picture."""
+    """Rows of milliseconds per image."""
     textbook = cfg.clone()
     textbook.INPUT.FAST = False
     mappers = {
@@ -114,7 +114,7 @@ def compare(cfg: CfgNode, records: List[Dict], rounds: int, name: str) -> List[D
     seconds = {side: np.median(s) for side, s in alternate(sides, rounds).items()}
     return [
         {
-            "pictures": name,
+            "images": name,
             "side": side,
             "ms": 1000 * s / len(records),
             "per second": len(records) / s,
@@ -175,7 +175,7 @@ def detectron2_mapper(cfg: CfgNode) -> DatasetMapper:
 
 
 def profile(cfg: CfgNode, records: List[Dict], name: str) -> List[Dict]:
-    """Where the time of one picture goes, over five passes."""
+    """Where the time of one image goes, over five passes."""
     mapper, seconds = SSDDatasetMapper(cfg, True), defaultdict(float)
 
     def timed(part: str, call: Callable):
@@ -198,7 +198,7 @@ def profile(cfg: CfgNode, records: List[Dict], name: str) -> List[Dict]:
         timed("tensors", lambda: make_instances(sketch.boxes, truth[1], image.shape[:2]))  # noqa: B023
     seconds["geometry"] -= seconds["decoding"]
     return [
-        {"pictures": name, "side": f"  {part}", "ms": 1000 * s / passes / len(records)}
+        {"images": name, "side": f"  {part}", "ms": 1000 * s / passes / len(records)}
         for part, s in seconds.items()
     ]
 
@@ -208,7 +208,7 @@ def timed_reader(mapper: SSDDatasetMapper, record: Dict, timed: Callable) -> Cal
 
 
 def compare_workers(cfg: CfgNode, workers: int, rounds: int, batches: int = 25) -> List[Dict]:
-    """Rows of milliseconds per picture that loaders with one and more workers deliver."""
+    """Rows of milliseconds per image that loaders with one and more workers deliver."""
     size = cfg.SOLVER.IMS_PER_BATCH
     sides = {}
     for count in (1, workers):

@@ -6,8 +6,12 @@ import torch
 from conftest import make_input, make_model
 from torch import nn
 
-from ssdlite_d2.modeling.fusion import fold_norms
-from ssdlite_d2.modeling.quantization import round_activations, round_convolutions, round_weights
+from ssdlite_d2.modeling.inference.fused import fold_norms
+from ssdlite_d2.modeling.inference.rounding import (
+    round_activations,
+    round_convolutions,
+    round_weights,
+)
 
 
 def test_values_lie_on_even_steps_nearest_to_where_they_were():

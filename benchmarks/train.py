@@ -1,7 +1,7 @@
 """Time of a training step beside that of the bare network, and of torchvision's SSDLite.
 
 The whole step is preprocessing, forward, matching, losses, backward and update; the bare step is
-forward, backward from the network's outputs, and update. Both have the same weights and pictures.
+forward, backward from the network's outputs, and update. Both have the same weights and images.
 torchvision's step has its own network; it is compared per multiply-add. Loading data is not timed.
 """
 
@@ -17,17 +17,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
-from ...config import load_config
-from ...engine.guards import NonFiniteGuard
-from ...engine.memory import keep_freed_memory
-from ...engine.solver import amp_dtype, build_optimizer
-from ...engine.train_loop import TrainLoop
-from . import timing
+from ssdlite_d2.config import load_config
+from ssdlite_d2.engine.guards import NonFiniteGuard
+from ssdlite_d2.engine.memory import keep_freed_memory
+from ssdlite_d2.engine.solver import amp_dtype, build_optimizer
+from ssdlite_d2.engine.train_loop import TrainLoop
+from ssdlite_d2.tools.benchmark import timing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", default="ssdlite_mnv2.yaml", metavar="FILE")
-    parser.add_argument("--batch", type=int, default=8, help="pictures (default: 8)")
+    parser.add_argument("--batch", type=int, default=8, help="images (default: 8)")
     parser.add_argument("--boxes", type=int, default=8, help="boxes in each (default: 8)")
     parser.add_argument("--rounds", type=int, default=10, help="timed rounds (default: 10)")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
@@ -67,11 +67,11 @@ def run(args: argparse.Namespace) -> None:
     timing.report(f"Training step, batch {args.batch}, {cfg.INPUT.SIZE}", rows, args.json)
 
 
-def make_batch(pictures: int, boxes: int, size, classes: int) -> List[Dict]:
+def make_batch(images: int, boxes: int, size, classes: int) -> List[Dict]:
     """Noise of the network's size with random boxes."""
     height, width = size
     batch = []
-    for _ in range(pictures):
+    for _ in range(images):
         sides = torch.rand(boxes, 2) * 0.5 + 0.05
         corner = torch.rand(boxes, 2) * (1 - sides)
         corners = torch.cat((corner, corner + sides), dim=1)
@@ -94,7 +94,7 @@ def whole_step(cfg: CfgNode, model: nn.Module, batch: List[Dict]) -> Callable[[]
 
         def __iter__(self):
             while True:
-                yield [{**picture} for picture in batch]
+                yield [{**image} for image in batch]
 
     optimizer = build_optimizer(cfg, model)
     guard = NonFiniteGuard(cfg.OUTPUT_DIR)
@@ -103,7 +103,7 @@ def whole_step(cfg: CfgNode, model: nn.Module, batch: List[Dict]) -> Callable[[]
 
 
 def bare_step(cfg: CfgNode, model: nn.Module, batch: List[Dict]) -> Callable[[], None]:
-    """The network alone, from normalised pictures to gradients of the sum of its outputs."""
+    """The network alone, from normalised images to gradients of the sum of its outputs."""
     optimizer = build_optimizer(cfg, model)
     with torch.no_grad():
         images = model.preprocess_image(batch).tensor
@@ -126,13 +126,13 @@ def torchvision_model(cfg: CfgNode) -> nn.Module:
 def torchvision_step(model: nn.Module, batch: List[Dict], device: str) -> Callable[[], None]:
     """torchvision's reference step: its losses, SGD."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=4e-5)
-    images = [picture["image"].float().div(255).to(device) for picture in batch]
+    images = [image["image"].float().div(255).to(device) for image in batch]
     targets = [
         {
-            "boxes": picture["instances"].gt_boxes.tensor.to(device),
-            "labels": picture["instances"].gt_classes.to(device) + 1,
+            "boxes": image["instances"].gt_boxes.tensor.to(device),
+            "labels": image["instances"].gt_classes.to(device) + 1,
         }
-        for picture in batch
+        for image in batch
     ]
 
     def step() -> None:

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with the pictures and boxes of a config's data sets."""
+"""Everything that can be wrong with the images and boxes of a config's data sets."""
 
 import hashlib
 from collections import defaultdict
@@ -11,11 +11,10 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from ..errors import InputError
-from .datasets import dataset_errors, entry_of
-from .datasets.annotations import (
+from ..data.datasets import dataset_errors, entry_of
+from ..data.datasets.annotations import (
     BAD_ANNOTATION,
-    MISSING_PICTURE,
+    MISSING_IMAGE,
     NO_AREA,
     NOT_FINITE,
     UNKNOWN_CLASS,
@@ -24,36 +23,37 @@ from .datasets.annotations import (
     Problems,
     box_problem,
 )
-from .datasets.pictures import EXIF_ORIENTATION
-from .reader import read_picture
+from ..data.datasets.image_files import EXIF_ORIENTATION
+from ..data.reader import read_image
+from ..errors import InputError
 
 TRUNCATED = "truncated"
 WRONG_SIZE = "wrong-size"
 OUTSIDE = "outside"
 DUPLICATE_BOX = "duplicate-box"
-DUPLICATE_PICTURE = "duplicate-picture"
+DUPLICATE_IMAGE = "duplicate-image"
 ROTATED = "rotated"
 EMPTY = "empty"
 
 KINDS = {
-    UNREADABLE: "the picture cannot be decoded",
-    TRUNCATED: "the picture's file ends too early",
-    MISSING_PICTURE: "there is no such file",
-    WRONG_SIZE: "the picture has another size than the annotation says",
-    ROTATED: "the picture's EXIF data turns it: other programs may show it otherwise",
-    EMPTY: "the picture has no boxes",
-    DUPLICATE_PICTURE: "the same file, in this set or in another",
+    UNREADABLE: "the image cannot be decoded",
+    TRUNCATED: "the image's file ends too early",
+    MISSING_IMAGE: "there is no such file",
+    WRONG_SIZE: "the image has another size than the annotation says",
+    ROTATED: "the image's EXIF data turns it: other programs may show it otherwise",
+    EMPTY: "the image has no boxes",
+    DUPLICATE_IMAGE: "the same file, in this set or in another",
     BAD_ANNOTATION: "an annotation that cannot be read",
     UNKNOWN_CLASS: "a class that the data set does not have",
     NO_AREA: "a box without width or height, or inverted",
     NOT_FINITE: "a box with a number that is none",
-    OUTSIDE: "a box that reaches beyond the picture by more than a pixel",
+    OUTSIDE: "a box that reaches beyond the image by more than a pixel",
     DUPLICATE_BOX: "the same box and class twice",
 }
 
 
-class PictureFacts(NamedTuple):
-    """What reading a picture tells."""
+class ImageFacts(NamedTuple):
+    """What reading an image tells."""
 
     digest: str  # of the file; empty when there is none
     size: Optional[Tuple[int, int]]  # (height, width) as EXIF wants it seen
@@ -98,33 +98,33 @@ def check_boxes(record: Dict) -> List[Problem]:
             kind = DUPLICATE_BOX
         seen.add(key)
         if kind:
-            found.append(Problem(kind, path, f"box {shown} in a picture of {width} x {height}"))
+            found.append(Problem(kind, path, f"box {shown} in an image of {width} x {height}"))
     if not record["annotations"]:
         found.append(Problem(EMPTY, path, "no boxes"))
     return found
 
 
-def read_facts(path: str) -> PictureFacts:
-    """Decode a picture."""
+def read_facts(path: str) -> ImageFacts:
+    """Decode an image."""
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
-        return PictureFacts("", None, False, (MISSING_PICTURE, error.strerror))
+        return ImageFacts("", None, False, (MISSING_IMAGE, error.strerror))
     try:
-        size = read_picture(path).shape[:2]
+        size = read_image(path).shape[:2]
         with Image.open(path) as image:
             rotated = image.getexif().get(EXIF_ORIENTATION, 1) != 1
     except InputError as error:
         reason = str(error).split("cannot be read: ")[-1]
         kind = TRUNCATED if "truncated" in reason else UNREADABLE
-        return PictureFacts(digest, None, False, (kind, reason))
-    return PictureFacts(digest, size, rotated, None)
+        return ImageFacts(digest, None, False, (kind, reason))
+    return ImageFacts(digest, size, rotated, None)
 
 
-def check_pictures(
-    records: Dict[str, List[Dict]], facts: Iterable[PictureFacts]
+def check_images(
+    records: Dict[str, List[Dict]], facts: Iterable[ImageFacts]
 ) -> Dict[str, List[Problem]]:
-    """What is wrong with the pictures of several sets.
+    """What is wrong with the images of several sets.
 
     Args:
         records: dataset dicts by the name of their set.
@@ -148,13 +148,13 @@ def check_pictures(
             if fact.digest in first:
                 other, place = first[fact.digest]
                 where = "" if place == name else f" of '{place}'"
-                found[name].append(Problem(DUPLICATE_PICTURE, path, f"same as {other}{where}"))
+                found[name].append(Problem(DUPLICATE_IMAGE, path, f"same as {other}{where}"))
             elif fact.digest:
                 first[fact.digest] = path, name
     return found
 
 
-def read_all_facts(paths: List[str], workers: int) -> Iterable[PictureFacts]:
+def read_all_facts(paths: List[str], workers: int) -> Iterable[ImageFacts]:
     """``read_facts`` of every path, in order, by some processes."""
     if workers <= 1:
         yield from map(read_facts, paths)

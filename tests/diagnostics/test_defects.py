@@ -8,7 +8,7 @@ import pytest
 from conftest import ASSETS, CLASSES, assert_error, exits, voc_entry
 from PIL import Image
 
-from ssdlite_d2.data.check import KINDS, check_boxes
+from ssdlite_d2.diagnostics.defects import KINDS, check_boxes
 
 TOOL = "ssdlite_d2.tools.check_data"
 
@@ -64,17 +64,17 @@ def spoilt(tmp_path_factory):
     good, bad = root / "good", root / "bad"
     lists = [folder / "ImageSets" / "Main" / "all.txt" for folder in (good, bad)]
     lists[0].write_text("BloodImage_00000\nBloodImage_00007\n")
-    pictures, notes = bad / "JPEGImages", bad / "Annotations"
+    images, notes = bad / "JPEGImages", bad / "Annotations"
     source = (notes / "BloodImage_00007.xml").read_text()
-    pixels = cv2.imread(str(pictures / "BloodImage_00000.jpg"))
+    pixels = cv2.imread(str(images / "BloodImage_00000.jpg"))
 
     def add(name, text=source, shade=0):
         (notes / f"{name}.xml").write_text(text)
-        cv2.imwrite(str(pictures / f"{name}.jpg"), pixels + shade)
-        return pictures / f"{name}.jpg"
+        cv2.imwrite(str(images / f"{name}.jpg"), pixels + shade)
+        return images / f"{name}.jpg"
 
     add("twice", shade=1)
-    shutil.copy(pictures / "twice.jpg", pictures / "twice2.jpg")
+    shutil.copy(images / "twice.jpg", images / "twice2.jpg")
     (notes / "twice2.xml").write_text(source)
     add("text", shade=2).write_bytes(b"text")
     half = add("half", shade=3)
@@ -130,10 +130,10 @@ def test_every_planted_defect_is_found_and_no_other(reported):
     assert found == [
         ("bad-annotation", "broken"),
         ("duplicate-box", "box"),
-        ("duplicate-picture", "BloodImage_00000"),  # the other split has it
-        ("duplicate-picture", "twice2"),
+        ("duplicate-image", "BloodImage_00000"),  # the other split has it
+        ("duplicate-image", "twice2"),
         ("empty", "none"),
-        ("missing-picture", "gone"),
+        ("missing-image", "gone"),
         ("no-area", "boxes"),
         ("not-finite", "boxes"),
         ("outside", "boxes"),
@@ -149,11 +149,11 @@ def test_every_planted_defect_is_found_and_no_other(reported):
 def test_report_counts_classes_sizes_and_coverage(spoilt, reported):
     facts = reported[1]["good"]
     texts = [p.read_text() for p in (spoilt / "good" / "Annotations").glob("*_0000[07].xml")]
-    assert facts["pictures"] == 2
+    assert facts["images"] == 2
     for row in facts["classes"]:
         assert row["boxes"] == sum(t.count(f"<name>{row['class']}<") for t in texts)
     assert facts["boxes"] == sum(row["boxes"] for row in facts["classes"])
     assert facts["boxes"] == sum(row["boxes"] for row in facts["sizes"])
     white = next(row for row in facts["classes"] if row["class"] == "WBC")
     assert white["matched"] == 1  # they are as large as the anchors
-    assert facts["boxes per picture"]["largest"] == max(t.count("<object>") for t in texts)
+    assert facts["boxes per image"]["largest"] == max(t.count("<object>") for t in texts)

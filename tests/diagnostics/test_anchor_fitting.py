@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from ssdlite_d2.data.anchor_fitting import (
+from ssdlite_d2.diagnostics.anchor_fitting import (
     STRIDES_PER_SIDE,
     Level,
     assign_levels,
@@ -12,7 +12,7 @@ from ssdlite_d2.data.anchor_fitting import (
     k_means,
     shape_ious,
 )
-from ssdlite_d2.data.coverage import anchor_coverage
+from ssdlite_d2.diagnostics.coverage import anchor_coverage
 
 
 def make_level(stride, shapes, size=320):
@@ -21,7 +21,7 @@ def make_level(stride, shapes, size=320):
 
 
 def boxes_of(sizes, seed=0):
-    """Boxes (M, 4) of these sizes anywhere in the picture."""
+    """Boxes (M, 4) of these sizes anywhere in the image."""
     corners = np.random.default_rng(seed).uniform(0, 320 - sizes)
     return np.concatenate((corners, corners + sizes), axis=1)
 

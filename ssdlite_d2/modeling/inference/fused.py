@@ -9,7 +9,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..errors import InputError
+from ...errors import one_of
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 # Number types of the fused network, by MODEL.SSD.INFERENCE.
@@ -21,7 +21,7 @@ def fold_norms(module: nn.Module) -> nn.Module:
 
     A pair is a Conv2d and a batch norm that follow each other in an nn.Sequential. An Identity
     takes the norm's place, so that names and places of the other layers stay. Norms that depend on
-    the picture (GN) are left alone.
+    the image (GN) are left alone.
     """
     module = copy.deepcopy(module).eval()
     for sequence in module.modules():
@@ -89,6 +89,5 @@ def for_inference(model: nn.Module, mode: str) -> nn.Module:
     Raises:
         InputError: there is no such mode.
     """
-    if mode not in MODES:
-        raise InputError(f"MODEL.SSD.INFERENCE is '{mode}'; it is one of {', '.join(MODES)}")
-    return model if MODES[mode] is None else fuse_for_inference(model, MODES[mode])
+    dtype = MODES[one_of("MODEL.SSD.INFERENCE", mode, MODES)]
+    return model if dtype is None else fuse_for_inference(model, dtype)

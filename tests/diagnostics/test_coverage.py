@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from conftest import CLASSES, bare_config, data_opts, voc_entry
 
-from ssdlite_d2.data.coverage import TrainingBoxes, anchor_coverage, anchors_of, training_boxes
+from ssdlite_d2.diagnostics.coverage import (
+    TrainingBoxes,
+    anchor_coverage,
+    anchors_of,
+    training_boxes,
+)
 from ssdlite_d2.engine import finish_config
 
 
@@ -39,7 +44,7 @@ def test_training_boxes_are_in_pixels_of_the_network_input(bccd):
     boxes, classes = training_boxes(cfg)
     whole = training_boxes(bare_config(3, *data_opts(entry), "INPUT.SIZE", (480, 640)))
     assert len(boxes) == len(classes) > 40 and set(classes) == {0, 1, 2}
-    assert boxes == pytest.approx(whole.boxes / 2)  # the pictures are 640 wide and 480 high
+    assert boxes == pytest.approx(whole.boxes / 2)  # the images are 640 wide and 480 high
     assert whole.boxes == pytest.approx(whole.boxes.round())
     assert (boxes[:, 2:] > boxes[:, :2]).all() and boxes.max() <= 320
 

@@ -10,16 +10,17 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from detectron2.config import CfgNode
 
+from ..data.reader import read_image
 from ..errors import InputError
 from .accuracy import average_precision
 from .bundled.detector import Detector
 from .formats import save_openvino
 from .options import ExportOptions
-from .pictures import choose_records, read
+from .samples import choose_records
 
 logger = logging.getLogger(__name__)
 
-RANKING_PICTURES = 16  # for the order in which layers go back to float
+RANKING_IMAGES = 16  # for the order in which layers go back to float
 
 
 class OnnxQuantizer:
@@ -32,18 +33,18 @@ class OnnxQuantizer:
 
     operators = ["Conv", "Clip", "Relu", "Add", "MaxPool"]
 
-    def __init__(self, model: Path, pictures: Sequence[np.ndarray], work: Path):
+    def __init__(self, model: Path, images: Sequence[np.ndarray], work: Path):
         """
         Args:
             model: the float model's file.
-            pictures: for calibration, as they go into the model (1, H, W, 3).
+            images: for calibration, as they go into the model (1, H, W, 3).
             work: a folder for intermediate files.
         """
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         self.source = work / "prepared.onnx"
         self.ranges = work / "ranges.json"
-        self.pictures = pictures
+        self.images = images
         quant_pre_process(str(model), str(self.source), skip_symbolic_shape=True)
 
     def nodes(self) -> List[Tuple[str, str]]:
@@ -67,7 +68,7 @@ class OnnxQuantizer:
         quantization.quantize_static(
             str(self.source),
             str(path),
-            None if known else _Reader(self.pictures),
+            None if known else _Reader(self.images),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
@@ -81,25 +82,25 @@ class OnnxQuantizer:
 
 
 class _Reader:
-    """Calibration pictures as onnxruntime asks for them."""
+    """Calibration images as onnxruntime asks for them."""
 
-    def __init__(self, pictures: Sequence[np.ndarray]):
-        self.pictures = iter(pictures)
+    def __init__(self, images: Sequence[np.ndarray]):
+        self.images = iter(images)
 
     def get_next(self) -> Optional[Dict[str, np.ndarray]]:
-        picture = next(self.pictures, None)
-        return None if picture is None else {"image": picture}
+        image = next(self.images, None)
+        return None if image is None else {"image": image}
 
 
 class OpenVinoQuantizer:
     """NNCF's static quantization of an OpenVINO model: per-channel weights, bias correction.
 
     Activations have one range per tensor, from the smallest to the largest value seen. NNCF's
-    defaults, ranges per channel in front of depthwise convolutions and means over the pictures,
+    defaults, ranges per channel in front of depthwise convolutions and means over the images,
     are slower and cost more AP on BCCD (0.7 against 0.3), and the file is larger.
     """
 
-    def __init__(self, model: Path, pictures: Sequence[np.ndarray], work: Path):
+    def __init__(self, model: Path, images: Sequence[np.ndarray], work: Path):
         import nncf
         import openvino
 
@@ -108,7 +109,7 @@ class OpenVinoQuantizer:
         for file in (model, model.with_suffix(".bin")):
             shutil.copyfile(file, work / file.name)
         self.model = openvino.Core().read_model(str(work / model.name))
-        self.pictures = pictures
+        self.images = images
 
     def convolutions(self) -> List[str]:
         kinds = ("Convolution", "GroupConvolution")
@@ -123,9 +124,9 @@ class OpenVinoQuantizer:
         decoding = "^(?!.*/(backbone|head)/).*$"
         quantized = nncf.quantize(
             self.model,
-            nncf.Dataset(list(self.pictures)),
+            nncf.Dataset(list(self.images)),
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(self.pictures),
+            subset_size=len(self.images),
             ignored_scope=nncf.IgnoredScope(
                 names=list(float_layers), patterns=[decoding], validate=False
             ),
@@ -157,7 +158,7 @@ QUANTIZERS = {"onnx": OnnxQuantizer, "openvino": OpenVinoQuantizer}
 def quantize(cfg: CfgNode, folder: Path, spec: Dict, options: ExportOptions) -> Dict:
     """Put an INT8 model in the place of a bundle's float32 one.
 
-    When all of it in INT8 costs more AP on the calibration pictures than the budget allows, groups
+    When all of it in INT8 costs more AP on the calibration images than the budget allows, groups
     of layers go back to float, the one that brings the outputs nearest to the float model's
     first, until the budget is met.
 
@@ -168,22 +169,22 @@ def quantize(cfg: CfgNode, folder: Path, spec: Dict, options: ExportOptions) -> 
         dict: what was done, for model.json.
 
     Raises:
-        InputError: there are no calibration pictures, or the budget cannot be met.
+        InputError: there are no calibration images, or the budget cannot be met.
     """
     name = options.calibration or next(iter(cfg.DATASETS.TRAIN), None)
     if name is None:
         raise InputError("DATASETS.TRAIN names no data set; name one with --calibration")
     records = choose_records(name, options.calibration_images, "--calibration")
-    pictures = [read(record) for record in records]
-    trial = Trial(folder, records, pictures)
+    images = [read_image(record["file_name"], "BGR") for record in records]
+    trial = Trial(folder, records, images)
     path = folder / spec["file"]
-    prepared = [trial.detector.prepare([picture]) for picture in pictures]
+    prepared = [trial.detector.prepare([image]) for image in images]
     with tempfile.TemporaryDirectory() as work:
         quantizer = QUANTIZERS[options.format](path, prepared, Path(work))
         kept = fit_budget(quantizer, trial, path, options.ap_budget)
     return {
         "calibration": name,
-        "pictures": len(records),
+        "images": len(records),
         "float_layers": kept,
         "AP_on_calibration": trial.float_ap,
         "quantized_AP_on_calibration": trial.last_ap,
@@ -193,21 +194,21 @@ def quantize(cfg: CfgNode, folder: Path, spec: Dict, options: ExportOptions) -> 
 class Trial:
     """Measures candidate models in a bundle's folder against its float model."""
 
-    def __init__(self, folder: Path, records: Sequence[Dict], pictures: Sequence[np.ndarray]):
+    def __init__(self, folder: Path, records: Sequence[Dict], images: Sequence[np.ndarray]):
         self.folder = folder
         self.records = records
-        self.pictures = pictures
+        self.images = images
         self.detector = Detector(folder)
         self.float_outputs = self.outputs(self.detector)
         self.float_ap = self.last_ap = self.ap(self.detector)
 
     def ap(self, detector: Detector) -> Optional[float]:
-        found = [detector([picture])[0] for picture in self.pictures]
+        found = [detector([image])[0] for image in self.images]
         return average_precision(self.records, found)
 
     def outputs(self, detector: Detector) -> List[np.ndarray]:
-        pictures = self.pictures[:RANKING_PICTURES]
-        return [detector.run(detector.prepare([picture]))[1].copy() for picture in pictures]
+        images = self.images[:RANKING_IMAGES]
+        return [detector.run(detector.prepare([image]))[1].copy() for image in images]
 
     def drop(self) -> float:
         """AP points that the model in the folder has less than the float model."""
@@ -249,7 +250,7 @@ def fit_budget(quantizer, trial: Trial, path: Path, budget: float) -> List[str]:
         if drop <= budget:
             return kept
     raise InputError(
-        f"INT8 costs {drop:.2f} AP on the calibration pictures, whatever layers stay in float; "
+        f"INT8 costs {drop:.2f} AP on the calibration images, whatever layers stay in float; "
         f"--ap-budget is {budget}"
     )
 

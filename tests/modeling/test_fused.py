@@ -4,7 +4,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from models import as_inputs, read_all
 from torch import nn
 
-from ssdlite_d2.modeling.fusion import fold_norms, fuse_for_inference
+from ssdlite_d2.modeling.inference.fused import fold_norms, fuse_for_inference
 
 
 def network(model, image):
