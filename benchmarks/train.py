@@ -110,9 +110,8 @@ def bare_step(cfg: CfgNode, model: nn.Module, batch: List[Dict]) -> Callable[[],
 
     def step() -> None:
         optimizer.zero_grad()
-        features = model.backbone(images)
-        logits, deltas = model.head([features[name] for name in model.head_in_features])
-        sum(x.mean() for x in (*logits, *deltas)).backward()
+        predictions = model.head(model.feature_maps(images))
+        sum(x.mean() for maps in predictions for x in maps).backward()
         optimizer.step()
 
     return step
@@ -148,9 +147,8 @@ def multiply_adds(model: nn.Module, batch: List[Dict]) -> int:
     image = batch[0]["image"].float().div(255).to(next(model.parameters()).device)
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        if hasattr(model, "head_in_features"):
-            features = model.backbone(image[None])
-            model.head([features[name] for name in model.head_in_features])
+        if hasattr(model, "raw_outputs"):
+            model.raw_outputs(image[None])
         else:
             model([image])
     model.train()

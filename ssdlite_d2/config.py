@@ -5,8 +5,28 @@ from typing import Iterable
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
 
 from .errors import InputError
+
+# Keys of MODEL.SSD by their old names. An old name in a config is an error that tells the new one.
+RENAMED_KEYS = {
+    "IOU_THRESHOLD": "ASSIGNER.IOU_THRESHOLD",
+    "BBOX_REG_WEIGHTS": "BOX_CODER.WEIGHTS",
+    "LOSS": "CRITERION.NAME",
+    "CLS_LOSS_WEIGHT": "CRITERION.CLS_WEIGHT",
+    "BOX_LOSS_WEIGHT": "CRITERION.BOX_WEIGHT",
+    "SMOOTH_L1_BETA": "CRITERION.SMOOTH_L1_BETA",
+    "FOCAL_ALPHA": "CRITERION.FOCAL_ALPHA",
+    "FOCAL_GAMMA": "CRITERION.FOCAL_GAMMA",
+    "FOCAL_PRIOR": "CRITERION.PRIOR",
+    "NEG_POS_RATIO": "CRITERION.NEG_POS_RATIO",
+    "SCORE_THRESH_TEST": "POSTPROCESS.SCORE_THRESH",
+    "NMS_THRESH_TEST": "POSTPROCESS.NMS_THRESH",
+    "TOPK_CANDIDATES_TEST": "POSTPROCESS.TOPK_CANDIDATES",
+    "TOPK_PER_CLASS_TEST": "POSTPROCESS.TOPK_PER_CLASS",
+    "CLIP_BEFORE_NMS_TEST": "POSTPROCESS.CLIP_BEFORE_NMS",
+}
 
 
 def add_ssd_config(cfg: CN) -> None:
@@ -49,9 +69,16 @@ def add_ssd_config(cfg: CN) -> None:
     # All batch norms of the trunk keep their weights and statistics.
     _C.MODEL.SSD.BACKBONE.FREEZE_NORM = False
 
-    # SSDLite's predictors: a bias in the depthwise convolution, and a plain 1x1 convolution for the
-    # last map, both as in the reference SSDLite.
+    # A network between backbone and head, by its name in SSD_NECK_REGISTRY; "": none.
+    _C.MODEL.SSD.NECK = CN()
+    _C.MODEL.SSD.NECK.NAME = ""
+
+    # Predictors, by their name in SSD_HEAD_REGISTRY: "ssd" or "ssdlite". "": the one of
+    # MODEL.META_ARCHITECTURE.
     _C.MODEL.SSD.HEAD = CN()
+    _C.MODEL.SSD.HEAD.NAME = ""
+    # "ssdlite": a bias in the depthwise convolution, and a plain 1x1 convolution for the last map,
+    # both as in the reference SSDLite.
     _C.MODEL.SSD.HEAD.DEPTHWISE_BIAS = True
     _C.MODEL.SSD.HEAD.LAST_1X1 = True
 
@@ -62,37 +89,51 @@ def add_ssd_config(cfg: CN) -> None:
     # Weight of the newest batch in the running statistics.
     _C.MODEL.SSD.NORM_MOMENTUM = 0.1
 
-    # Matching of anchors to ground truth: positive at this IoU and above; besides, the best
-    # anchor of every ground truth is positive.
-    _C.MODEL.SSD.IOU_THRESHOLD = 0.5
+    # How boxes are coded, by SSD_BOX_CODER_REGISTRY: "deltas", the paper's shifts and log scales.
+    _C.MODEL.SSD.BOX_CODER = CN()
+    _C.MODEL.SSD.BOX_CODER.NAME = "deltas"
     # Weights of dx, dy, dw, dh in the box code, the inverse of the paper's variances .1 and .2.
-    _C.MODEL.SSD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+    _C.MODEL.SSD.BOX_CODER.WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
-    # Class loss: "focal" (sigmoid, no background class) or "multibox" (softmax over K + 1 classes
-    # with hard-negative mining).
-    _C.MODEL.SSD.LOSS = "focal"
-    _C.MODEL.SSD.CLS_LOSS_WEIGHT = 1.0
-    _C.MODEL.SSD.BOX_LOSS_WEIGHT = 1.0
-    # Smooth-L1 turns from quadratic to linear at this error, in units of the box code.
-    _C.MODEL.SSD.SMOOTH_L1_BETA = 1.0
-    _C.MODEL.SSD.FOCAL_ALPHA = 0.25
-    _C.MODEL.SSD.FOCAL_GAMMA = 2.0
-    # Score of every class at the start of training with the focal loss.
-    _C.MODEL.SSD.FOCAL_PRIOR = 0.01
-    # Mined negatives per positive, and at least so many in every image (multibox only).
-    _C.MODEL.SSD.NEG_POS_RATIO = 3.0
-    _C.MODEL.SSD.MIN_NEGATIVES = 0
+    # Which anchors answer for which ground truth, by SSD_ASSIGNER_REGISTRY. "max_iou": positive at
+    # this IoU and above; besides, the best anchor of every ground truth is positive.
+    _C.MODEL.SSD.ASSIGNER = CN()
+    _C.MODEL.SSD.ASSIGNER.NAME = "max_iou"
+    _C.MODEL.SSD.ASSIGNER.IOU_THRESHOLD = 0.5
 
-    # Detections: score above, IoU for non-maximum suppression within a class, and how many of the
-    # best (anchor, class) candidates of an image enter it. TEST.DETECTIONS_PER_IMAGE limits the
-    # result.
-    _C.MODEL.SSD.SCORE_THRESH_TEST = 0.05
-    _C.MODEL.SSD.NMS_THRESH_TEST = 0.5
-    _C.MODEL.SSD.TOPK_CANDIDATES_TEST = 2000
+    # Losses and scores, by SSD_CRITERION_REGISTRY: "focal" (sigmoid, no background class) or
+    # "multibox" (softmax over K + 1 classes with hard-negative mining).
+    _C.MODEL.SSD.CRITERION = CN()
+    _C.MODEL.SSD.CRITERION.NAME = "focal"
+    _C.MODEL.SSD.CRITERION.CLS_WEIGHT = 1.0
+    # Loss of positive anchors' boxes: "smooth_l1" of the box code; "giou", "diou" or "ciou" of the
+    # decoded box.
+    _C.MODEL.SSD.CRITERION.BOX_LOSS = "smooth_l1"
+    _C.MODEL.SSD.CRITERION.BOX_WEIGHT = 1.0
+    # Smooth L1 turns from quadratic to linear at this error, in units of the box code.
+    _C.MODEL.SSD.CRITERION.SMOOTH_L1_BETA = 1.0
+    _C.MODEL.SSD.CRITERION.FOCAL_ALPHA = 0.25
+    _C.MODEL.SSD.CRITERION.FOCAL_GAMMA = 2.0
+    # Score of every class at the start of training; not "multibox".
+    _C.MODEL.SSD.CRITERION.PRIOR = 0.01
+    # "multibox": mined negatives per positive.
+    _C.MODEL.SSD.CRITERION.NEG_POS_RATIO = 3.0
+
+    # Detections, by SSD_POSTPROCESSOR_REGISTRY. "nms": score above, IoU for non-maximum suppression
+    # within a class, and how many of the best (anchor, class) candidates of an image enter it.
+    # TEST.DETECTIONS_PER_IMAGE limits the result.
+    _C.MODEL.SSD.POSTPROCESS = CN()
+    _C.MODEL.SSD.POSTPROCESS.NAME = "nms"
+    _C.MODEL.SSD.POSTPROCESS.SCORE_THRESH = 0.05
+    _C.MODEL.SSD.POSTPROCESS.NMS_THRESH = 0.5
+    _C.MODEL.SSD.POSTPROCESS.TOPK_CANDIDATES = 2000
     # The same for each class; 0 is no limit.
-    _C.MODEL.SSD.TOPK_PER_CLASS_TEST = 0
+    _C.MODEL.SSD.POSTPROCESS.TOPK_PER_CLASS = 0
     # Clip boxes to the image before suppression, as torchvision does, and not only after it.
-    _C.MODEL.SSD.CLIP_BEFORE_NMS_TEST = False
+    _C.MODEL.SSD.POSTPROCESS.CLIP_BEFORE_NMS = False
+
+    for old, new in RENAMED_KEYS.items():
+        _C.register_renamed_key(f"MODEL.SSD.{old}", f"MODEL.SSD.{new}")
 
     # How predictors (the demo, build_predictor) and --eval-only run the network: "eager", as it was
     # trained; "fused", as one frozen graph with the norms folded into the convolutions;
@@ -219,6 +260,30 @@ def add_ssd_config(cfg: CN) -> None:
     _C.TEST.IMS_PER_BATCH = 8
     # Images of each test set that TensorBoard shows with predicted and true boxes.
     _C.TEST.PREVIEW_IMAGES = 4
+
+
+def num_classes_of(cfg: CN) -> int:
+    """MODEL.SSD.NUM_CLASSES; where it is 0, what a config tells without any file being read.
+
+    That are CLASSES of DATASETS.REGISTER and the classes that Detectron2 knows of its own sets.
+
+    Raises:
+        InputError: the config does not tell.
+    """
+    if cfg.MODEL.SSD.NUM_CLASSES:
+        return cfg.MODEL.SSD.NUM_CLASSES
+    listed = {entry.get("NAME"): entry.get("CLASSES") for entry in cfg.DATASETS.REGISTER}
+    names = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST
+    classes = [
+        listed[name] if name in listed else MetadataCatalog.get(name).get("thing_classes", None)
+        for name in names
+    ]
+    if not classes or None in classes:
+        raise InputError(
+            "MODEL.SSD.NUM_CLASSES is 0 and the config does not list the classes; "
+            "ssdlite_d2.engine.finish_config takes the number from the data sets"
+        )
+    return len({name for of_set in classes for name in of_set})
 
 
 def get_config_file(name: str) -> str:

@@ -48,8 +48,7 @@ def lively_model(config: str, images: List[Dict], *opts):
     for norm in norms:
         norm.momentum = None
     with torch.no_grad():
-        features = model.backbone(model.preprocess_image(images).tensor)
-        model.head([features[name] for name in model.head_in_features])
+        model.raw_outputs(model.preprocess_image(images).tensor)
         for norm in norms:
             norm.running_var += 0.2 * norm.running_var.mean() + 1e-3
         _scale_predictors(model.eval(), images)
@@ -58,8 +57,7 @@ def lively_model(config: str, images: List[Dict], *opts):
 
 def _scale_predictors(model, images: List[Dict]) -> None:
     """Bring every predictor's outputs to a spread of 1.5, also where no norm is in the trunk."""
-    features = model.backbone(model.preprocess_image(images).tensor)
-    features = [features[name] for name in model.head_in_features]
+    features = model.feature_maps(model.preprocess_image(images).tensor)
     for predictors in (model.head.cls_score, model.head.bbox_pred):
         for predictor, x in zip(predictors, features):
             end = list(_convolutions(predictor))[-1]

@@ -42,8 +42,7 @@ COUNTS = {
 def column_cost(model):
     """Parameters and multiply-adds of one class column more."""
     parameters = madds = 0
-    maps = model.backbone.eval()(torch.zeros(1, 3, *model.input_size, device="meta"))
-    maps = [maps[name] for name in model.head_in_features]
+    maps = model.eval().feature_maps(torch.zeros(1, 3, *model.input_size, device="meta"))
     anchors = model.anchor_generator.num_anchors
     for predictor, x, count in zip(model.head.cls_score, maps, anchors):
         last = [m for m in predictor.modules() if isinstance(m, torch.nn.Conv2d)][-1]
@@ -71,8 +70,8 @@ def test_trains_detects_and_is_saved(name, tmp_path):
     cfg = load_bare(name, "MODEL.SSD.NORM", "BN")
     # large enough for every convolution without padding, small enough for a test
     cfg.INPUT.SIZE = [256, 256] if "mobile" in cfg.MODEL.BACKBONE.NAME else cfg.INPUT.SIZE
-    cfg.MODEL.SSD.SCORE_THRESH_TEST = 0.005
-    cfg.MODEL.SSD.TOPK_CANDIDATES_TEST = 500
+    cfg.MODEL.SSD.POSTPROCESS.SCORE_THRESH = 0.005
+    cfg.MODEL.SSD.POSTPROCESS.TOPK_CANDIDATES = 500
     model = build_model(cfg).train()
     size = tuple(cfg.INPUT.SIZE)
     batch = [make_input([[20.0, 30, 150, 160]], [3], size), make_input([], [], size, seed=1)]

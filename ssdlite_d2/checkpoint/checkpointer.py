@@ -168,7 +168,7 @@ class SSDCheckpointer(DetectionCheckpointer):
         """Number of classes that a first class predictor of this output shape is for."""
         model = getattr(self.model, "module", self.model)
         anchors = model.anchor_generator.num_anchors[0]
-        background = model.num_scores - model.num_classes
+        background = model.criterion.num_scores - model.num_classes
         return str(shape[0] / anchors - background).removesuffix(".0")
 
 

@@ -37,7 +37,7 @@ def _class_rows(name: str, value: Tensor, ours: str, model: nn.Module, dropped: 
     """A class predictor's rows; what is not the last convolution has none."""
     columns = model.num_classes + 1
     expected = model.state_dict()[ours].shape[0]
-    anchors = expected // model.num_scores
+    anchors = expected // model.criterion.num_scores
     if not is_last_convolution(ours, model) or len(value) != anchors * columns:
         return value
     if model.loss == "multibox":

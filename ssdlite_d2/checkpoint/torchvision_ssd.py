@@ -33,7 +33,7 @@ def _class_rows(name: str, value: Tensor, ours: str, model: nn.Module, dropped: 
     expected = model.state_dict().get(ours)
     if expected is None or (value.dim() == 4 and value.shape[1] == 1):
         return value  # a depthwise convolution, or not of this model
-    anchors = len(expected) // model.num_scores
+    anchors = len(expected) // model.criterion.num_scores
     if model.num_classes == 80 and len(value) == 91 * anchors:
         gaps = sorted({*range(1, 91)} - {*COCO_COLUMNS})
         dropped[f"{name}, columns {gaps}"] = "ids that COCO does not use"

@@ -24,8 +24,8 @@ def anchor_coverage(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         boxes: (M, 4); M may be 0.
 
     Returns:
-        (M,) in [0, 1]. Where it reaches MODEL.SSD.IOU_THRESHOLD, the box is matched by its overlap;
-        the others get their best anchor only.
+        (M,) in [0, 1]. Where it reaches MODEL.SSD.ASSIGNER.IOU_THRESHOLD, the box is matched by its
+        overlap; the others get their best anchor only.
     """
     if len(anchors) == 0:
         return np.zeros(len(boxes))
@@ -57,9 +57,10 @@ def anchor_generator_of(cfg: CfgNode) -> Tuple[nn.Module, List[Tensor]]:
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg).eval()
-    image = torch.empty(1, 3, *model.input_size, device="meta")
-    features = model.backbone.to("meta")(image)
-    return model.anchor_generator, [features[name] for name in model.head_in_features]
+    generator, model.anchor_generator = model.anchor_generator, None
+    return generator, model.to("meta").feature_maps(
+        torch.empty(1, 3, *model.input_size, device="meta")
+    )
 
 
 class TrainingBoxes(NamedTuple):

@@ -99,11 +99,13 @@ class TrainLoop(SimpleTrainer):
         for i, part in enumerate(parts):
             with self._local_gradients(i + 1 < len(parts)):
                 losses = self._forward(part)
-                count, weight = self._core.num_positives, 1.0
+                weight = 1.0
                 if len(parts) > 1:
-                    first = first or float(self._core.loss_normalizer)
-                    weight = float(self._core.loss_normalizer) / first
-                    positives += float(count)
+                    count = float(self._core.loss_normalizer)
+                    divisor = max(count, 1 / comm.get_world_size())
+                    first = first or divisor
+                    weight = divisor / first
+                    positives += count
                 self._backward(sum(losses.values()) * weight)
             for name, loss in losses.items():
                 total[name] = total.get(name, 0.0) + loss.detach() * weight

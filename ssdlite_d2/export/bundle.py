@@ -111,7 +111,7 @@ def exported_module(
     height, width = model.input_size
     shape = (batch, height, width, 3) if chosen.channels_last else (batch, 3, height, width)
     image = torch.zeros(shape, dtype=torch.uint8)
-    return (WithNMS(module, model) if options.nms else module), image
+    return (WithNMS(module) if options.nms else module), image
 
 
 def describe(cfg: CfgNode, model: SSD, chosen: Format, options: ExportOptions) -> Dict:
@@ -137,20 +137,8 @@ def describe(cfg: CfgNode, model: SSD, chosen: Format, options: ExportOptions) -
         },
         "nms": options.nms,
         "classes": class_names(cfg, model.num_classes),
-        "detections": detection_options(model),
+        "detections": model.postprocessor.options(),
         "source": {"weights": cfg.MODEL.WEIGHTS, "config": "config.yaml", "commit": commit()},
-    }
-
-
-def detection_options(model: SSD) -> Dict:
-    """What the bundled ``detector.select`` has to know besides the model's outputs."""
-    return {
-        "score_threshold": model.test_score_thresh,
-        "nms_threshold": model.test_nms_thresh,
-        "candidates": model.test_topk_candidates,
-        "candidates_per_class": model.test_topk_per_class,
-        "clip_before_nms": model.clip_before_nms,
-        "max_detections": model.max_detections_per_image,
     }
 
 

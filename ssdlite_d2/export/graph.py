@@ -1,9 +1,10 @@
 """The module that every format is made from."""
 
-from typing import List, Tuple
+from typing import Tuple
 
 import torch
 import torch.nn.functional as F
+from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torchvision.ops import nms
 
@@ -36,29 +37,16 @@ class ExportedSSD(nn.Module):
                 images are of the network's input size.
         """
         super().__init__()
-        model = fold_norms(model)
-        self.backbone = model.backbone
-        self.head = model.head
-        self.head_in_features = model.head_in_features
-        self.num_scores = model.num_scores
-        self.scores = model.scores
+        anchors = Boxes.cat(model.anchors()).tensor
+        self.model = fold_norms(model)
         self.input_size = model.input_size
         self.channels_last = channels_last
         self.resize = resize
-        flip = image_format == "BGR"
-        self.register_buffer("pixel_mean", (model.pixel_mean.flip(0) if flip else model.pixel_mean))
-        self.register_buffer("pixel_std", (model.pixel_std.flip(0) if flip else model.pixel_std))
-        self.flip = flip
-
-        transform = model.box2box_transform
-        anchors = _anchors(model)  # (R, 4)
-        sizes = anchors[:, 2:] - anchors[:, :2]
-        weights = sizes.new_tensor(transform.weights)
-        self.max_log_scale = transform.scale_clamp
-        self.register_buffer("centers", (anchors[:, :2] + anchors[:, 2:]) / 2)
-        self.register_buffer("shifts", sizes / weights[:2])  # pixels per unit of dx, dy
-        self.register_buffer("half_sizes", sizes / 2)
-        self.register_buffer("log_scales", 1 / weights[2:])
+        self.flip = image_format == "BGR"
+        mean, std = (x.flip(0) if self.flip else x for x in (model.pixel_mean, model.pixel_std))
+        self.register_buffer("pixel_mean", mean)
+        self.register_buffer("pixel_std", std)
+        self.register_buffer("anchors", anchors)  # (R, 4)
         self.eval()
 
     def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
@@ -77,40 +65,32 @@ class ExportedSSD(nn.Module):
         x = (x - self.pixel_mean) / self.pixel_std
         if self.flip:
             x = x.flip(1)
-        features = self.backbone(x)
-        logits, deltas = self.head([features[name] for name in self.head_in_features])
-        boxes = self.decode(_flatten(deltas, 4))
+        logits, deltas = self.model.raw_outputs(x)
+        boxes = self.model.box2box_transform.decode_all(deltas, self.anchors)
         if self.resize:
             boxes = boxes * (_tensor(width, height) / _tensor(*self.input_size[::-1])).repeat(2)
-        return boxes, self.scores(_flatten(logits, self.num_scores))
-
-    def decode(self, deltas: Tensor) -> Tensor:
-        """Box codes (N, R, 4) to boxes (N, R, 4), as Box2BoxTransform has it."""
-        centers = self.centers + deltas[..., :2] * self.shifts
-        growth = (deltas[..., 2:] * self.log_scales).clamp(max=self.max_log_scale).exp()
-        half_sizes = growth * self.half_sizes
-        return torch.cat((centers - half_sizes, centers + half_sizes), dim=-1)
+        return boxes, self.model.criterion.scores(logits)
 
 
 class WithNMS(nn.Module):
     """An ExportedSSD followed by non-maximum suppression; its outputs have a fixed shape."""
 
-    def __init__(self, detector: ExportedSSD, model: SSD, candidates: int = 2000):
+    def __init__(self, detector: ExportedSSD, candidates: int = 2000):
         """
         Args:
-            model: the detector's model, whose thresholds are used.
             candidates: best (anchor, class) pairs of an image that enter suppression, at most the
                 model's own number.
         """
         super().__init__()
         self.detector = detector
-        pairs = len(detector.centers) * model.num_classes
-        self.candidates = min(candidates, model.test_topk_candidates, pairs)
-        self.detections = min(model.max_detections_per_image, self.candidates)
-        self.num_classes = model.num_classes
-        self.clip = model.clip_before_nms
-        self.score_threshold = model.test_score_thresh
-        self.nms_threshold = model.test_nms_thresh
+        self.num_classes = detector.model.num_classes
+        options = detector.model.postprocessor.options()
+        pairs = len(detector.anchors) * self.num_classes
+        self.candidates = min(candidates, options["candidates"], pairs)
+        self.detections = min(options["max_detections"], self.candidates)
+        self.clip = options["clip_before_nms"]
+        self.score_threshold = options["score_threshold"]
+        self.nms_threshold = options["nms_threshold"]
         self.eval()
 
     def forward(self, image: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
@@ -183,21 +163,6 @@ class OnnxNMS(torch.autograd.Function):
         return g.op("Cast", kept, to_i=9).setType(scores.type().with_dtype(torch.bool))
 
 
-def _anchors(model: SSD) -> Tensor:
-    """The (R, 4) anchors of the model's input size."""
-    with torch.no_grad():
-        image = torch.zeros(1, 3, *model.input_size, device=model.device)
-        features = model.backbone(image)
-    features = [features[name] for name in model.head_in_features]
-    return torch.cat([boxes.tensor for boxes in model.anchor_generator(features, model.input_size)])
-
-
 def _tensor(*sizes) -> Tensor:
     """Numbers, which a graph tracer hands out as tensors, in one tensor."""
     return torch.stack([n if isinstance(n, Tensor) else torch.tensor(n) for n in sizes]).float()
-
-
-def _flatten(maps: List[Tensor], columns: int) -> Tensor:
-    """L maps (N, Ai * columns, Hi, Wi) to (N, R, columns)."""
-    flat = [x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns) for x in maps]
-    return torch.cat(flat, dim=1)

@@ -117,12 +117,10 @@ def raw_outputs(model: SSD, images: np.ndarray, image_format: str) -> Tuple[np.n
         images: uint8 RGB (N, H, W, 3) of the network's input size.
     """
     inputs = model.preprocess_image([{"image": to_tensor(p, image_format)} for p in images])
-    features = model.backbone(inputs.tensor)
-    features = [features[name] for name in model.head_in_features]
-    logits, deltas = model._flatten(model.head(features))
-    anchors = Boxes.cat(model.anchor_generator(features, inputs.tensor.shape[-2:])).tensor
+    logits, deltas = model.raw_outputs(inputs.tensor)
+    anchors = Boxes.cat(model.anchors()).tensor
     boxes = [model.box2box_transform.apply_deltas(d, anchors) for d in deltas]
-    return torch.stack(boxes).numpy(), model.scores(logits).numpy()
+    return torch.stack(boxes).numpy(), model.criterion.scores(logits).numpy()
 
 
 def to_tensor(rgb: np.ndarray, image_format: str) -> torch.Tensor:

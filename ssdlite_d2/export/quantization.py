@@ -53,7 +53,8 @@ class OnnxQuantizer:
 
         graph = onnx.load(str(self.source)).graph
         found = [(node.name, node.op_type) for node in graph.node]
-        return [x for x in found if re.match("/(backbone|head)/", x[0]) and "tap_norms" not in x[0]]
+        network = re.compile("/(backbone|head)/(?!.*tap_norms)")
+        return [x for x in found if network.match(x[0])]
 
     def convolutions(self) -> List[str]:
         """In order."""

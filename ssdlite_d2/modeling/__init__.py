@@ -1,11 +1,37 @@
 from .anchors import SSDAnchorGenerator
+from .assigners import Assigner, Assignment, MaxIoUAssigner, SSDMatcher
 from .backbone import SSDBackbone
+from .box_coders import BoxCoder, DeltaCoder
+from .criteria import Criterion, FocalCriterion, MultiBoxCriterion
 from .head import SSDHead, SSDLiteHead
-from .matcher import SSDMatcher
+from .parts import (
+    SSD_ASSIGNER_REGISTRY,
+    SSD_BOX_CODER_REGISTRY,
+    SSD_CRITERION_REGISTRY,
+    SSD_HEAD_REGISTRY,
+    SSD_NECK_REGISTRY,
+    SSD_POSTPROCESSOR_REGISTRY,
+)
+from .postprocessing import Postprocessor
 from .ssd import SSD, SSDLite
 
 __all__ = [
     "SSD",
+    "SSD_ASSIGNER_REGISTRY",
+    "SSD_BOX_CODER_REGISTRY",
+    "SSD_CRITERION_REGISTRY",
+    "SSD_HEAD_REGISTRY",
+    "SSD_NECK_REGISTRY",
+    "SSD_POSTPROCESSOR_REGISTRY",
+    "Assigner",
+    "Assignment",
+    "BoxCoder",
+    "Criterion",
+    "DeltaCoder",
+    "FocalCriterion",
+    "MaxIoUAssigner",
+    "MultiBoxCriterion",
+    "Postprocessor",
     "SSDAnchorGenerator",
     "SSDBackbone",
     "SSDHead",

@@ -26,14 +26,11 @@ def analyze(cfg: CfgNode) -> Dict[str, int]:
     model = build_model(cfg).eval()
     image = torch.zeros(1, 3, *model.input_size, device=model.device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        features = model.backbone(image)
-        features = [features[name] for name in model.head_in_features]
-        model.head(features)
-        anchors = model.anchor_generator(features, model.input_size)
+        logits, _ = model.raw_outputs(image)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "madds": counter.get_total_flops() // 2,
-        "anchors": sum(len(boxes) for boxes in anchors),
+        "anchors": logits.shape[1],
         "bytes": sum(v.numel() * v.element_size() for v in model.state_dict().values()),
     }
 

@@ -82,7 +82,9 @@ def describe(records: List[Dict], classes: List[str], cfg: CfgNode, anchors: np.
     sizes = np.sqrt(np.prod((boxes[:, 2:] - boxes[:, :2]).clip(0), axis=1))
     sampled = np.random.default_rng(0).permutation(len(boxes))[:SAMPLE]
     matched = np.full(len(boxes), np.nan)  # where it was not looked at
-    matched[sampled] = anchor_coverage(anchors, boxes[sampled]) >= cfg.MODEL.SSD.IOU_THRESHOLD
+    matched[sampled] = (
+        anchor_coverage(anchors, boxes[sampled]) >= cfg.MODEL.SSD.ASSIGNER.IOU_THRESHOLD
+    )
     by_class = [
         {"class": name, "boxes": int(of.sum()), **_quantiles(sizes[of]), **_share(matched[of])}
         for name, of in ((name, ids == i) for i, name in enumerate(classes))
@@ -123,7 +125,7 @@ def show(name: str, problems: List[Problem], facts: Dict) -> None:
     print("defects: " + (", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"))
     print(tabulate([facts["boxes per image"]], headers="keys"), "boxes per image", sep="\n")
     print("\nSquare roots of box areas in pixels of the network input; matched: the share that an")
-    print("anchor overlaps by MODEL.SSD.IOU_THRESHOLD.")
+    print("anchor overlaps by MODEL.SSD.ASSIGNER.IOU_THRESHOLD.")
     print(tabulate(facts["classes"], headers="keys"))
     print(tabulate(facts["sizes"], headers="keys"))
 

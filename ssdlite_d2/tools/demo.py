@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise InputError(f"--batch-size is {args.batch_size}; 1 is the least")
     cfg = load_config(args.config_file, args.opts)
-    cfg.MODEL.SSD.SCORE_THRESH_TEST = args.confidence_threshold
+    cfg.MODEL.SSD.POSTPROCESS.SCORE_THRESH = args.confidence_threshold
     paths = find_images(args.input) if args.input else []
     finish_config(cfg)
     predictor = build_predictor(cfg)

@@ -39,7 +39,7 @@ def fit_anchors(
     """
     per_class = np.bincount(data.classes)
     weights = 1 / per_class[data.classes] if balance else np.ones(len(data.boxes))
-    threshold = cfg.MODEL.SSD.IOU_THRESHOLD
+    threshold = cfg.MODEL.SSD.ASSIGNER.IOU_THRESHOLD
     shapes = fit_shapes(levels_of(cfg), data.boxes, weights, threshold, steps, seed)
     return [np.maximum(s.round(), 1).astype(int).tolist() for s in shapes]
 
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
     fitted = fit_anchors(cfg, data, not args.count_boxes, args.steps, args.seed)
     cfg.MODEL.ANCHOR_GENERATOR.BOXES = fitted
     after = anchor_coverage(anchors_of(cfg), data.boxes)
-    threshold = cfg.MODEL.SSD.IOU_THRESHOLD
+    threshold = cfg.MODEL.SSD.ASSIGNER.IOU_THRESHOLD
     print(f"{', '.join(cfg.DATASETS.TRAIN)} at {cfg.INPUT.SIZE[0]} x {cfg.INPUT.SIZE[1]} pixels:")
     drawn = f" ({MOST_BOXES:,} boxes drawn of {total:,})" if total > MOST_BOXES else ""
     print(f"boxes that an anchor matches at IoU {threshold}, and best IoU{drawn}\n")

@@ -39,7 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
-    cfg.MODEL.SSD.SCORE_THRESH_TEST = args.confidence_threshold
+    cfg.MODEL.SSD.POSTPROCESS.SCORE_THRESH = args.confidence_threshold
     finish_config(cfg)
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST names no data set")

@@ -28,7 +28,7 @@ def test_other_number_of_classes_is_refused_with_both_numbers(saved):
         SSDCheckpointer(make_model(5)).load(saved[1])
     assert "is for 3 classes, the model has 5" in str(error.value)
     assert "REINIT_HEAD_ON_MISMATCH" in str(error.value)
-    softmax = make_model(20, "MODEL.SSD.LOSS", "multibox")
+    softmax = make_model(20, "MODEL.SSD.CRITERION.NAME", "multibox")
     with pytest.raises(InputError, match="the model has 20"):
         SSDCheckpointer(softmax).load(saved[1])
 

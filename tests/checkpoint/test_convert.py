@@ -62,13 +62,11 @@ def test_torchvisions_raw_outputs(pair):
         features = list(theirs.backbone(images.tensors).values())
         expected = theirs.head(features)
         anchors = theirs.anchor_generator(images, features)[0]
-        maps = ours.backbone(ours.preprocess_image([{"image": x[0]}]).tensor)
-        maps = [maps[name] for name in ours.head_in_features]
-        logits, deltas = ours._flatten(ours.head(maps))
+        logits, deltas = ours.raw_outputs(ours.preprocess_image([{"image": x[0]}]).tensor)
     columns = expected["cls_logits"][..., [*COCO_IDS, 0]]
     for found, wanted in ((logits, columns), (deltas, expected["bbox_regression"])):
         assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
-    found = torch.cat([b.tensor for b in ours.anchor_generator(maps, ours.input_size)])
+    found = torch.cat([b.tensor for b in ours.anchors()])
     assert (found - anchors).abs().max() <= 1e-4
 
 
@@ -83,7 +81,7 @@ def test_torchvisions_detections(pair, size):
     for module in head:
         last = [m for m in module.modules() if isinstance(m, nn.Conv2d)][-1]
         last.bias.data.view(-1, 91)[:, unused] = -1e4
-    assert ours.test_score_thresh == theirs.score_thresh
+    assert ours.postprocessor.score_threshold == theirs.score_thresh
     ours.load_state_dict(convert("torchvision", theirs.state_dict(), ours).state)
     with torch.no_grad():
         expected = theirs([image / 255])[0]

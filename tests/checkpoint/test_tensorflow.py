@@ -143,18 +143,17 @@ def test_anchors_are_tensorflows(model):
                     w, h = scale * np.sqrt(ratio), scale / np.sqrt(ratio)
                     cy, cx = (y + 0.5) / grid, (x + 0.5) / grid
                     expected.append([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
-    features = model.backbone(torch.zeros(1, 3, 300, 300))
-    maps = [features[name] for name in model.head_in_features]
+    maps = model.feature_maps(torch.zeros(1, 3, 300, 300))
     assert [tuple(m.shape[-2:]) for m in maps] == [(n, n) for n in (19, 10, 5, 3, 2, 1)]
-    found = torch.cat([b.tensor for b in model.anchor_generator(maps, (300, 300))])
+    found = torch.cat([b.tensor for b in model.anchors()])
     assert len(found) == 1917
     assert np.abs(found.numpy() - 300 * np.array(expected)).max() <= 1e-3
 
 
 def test_scores_are_sigmoids_without_background(model):
-    assert model.num_scores == 80
+    assert model.criterion.num_scores == 80
     logits = torch.tensor([[-1.0, 0.0, 2.0]])
-    assert torch.allclose(model.scores(logits), 1 / (1 + (-logits).exp()))
+    assert torch.allclose(model.criterion.scores(logits), 1 / (1 + (-logits).exp()))
 
 
 def test_network_by_hand_from_the_variables(model):

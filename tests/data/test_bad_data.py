@@ -46,7 +46,10 @@ def models():
         "MODEL.SSD.NORM",
         "FrozenBN",
     ]
-    return [make_model(3, *keys, "MODEL.SSD.LOSS", loss).train() for loss in ("focal", "multibox")]
+    return [
+        make_model(3, *keys, "MODEL.SSD.CRITERION.NAME", loss).train()
+        for loss in ("focal", "multibox")
+    ]
 
 
 NAN, INF = float("nan"), float("inf")

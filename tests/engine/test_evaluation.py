@@ -13,7 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 def folder(tmp_path_factory):
     """A run of two iterations with evaluation, and its last checkpoint evaluated twice."""
     root = tmp_path_factory.mktemp("evaluation")
-    keys = ["SOLVER.MAX_ITER", 2, "DATASETS.TEST", "('tiny',)", "MODEL.SSD.SCORE_THRESH_TEST", 0.0]
+    keys = [
+        "SOLVER.MAX_ITER",
+        2,
+        "DATASETS.TEST",
+        "('tiny',)",
+        "MODEL.SSD.POSTPROCESS.SCORE_THRESH",
+        0.0,
+    ]
     keys += ["TEST.IMS_PER_BATCH", 3, "DATALOADER.NUM_WORKERS", 0, "SOLVER.BEST_METRIC"]
     keys += ["bbox_EMA/AP50"]
     runs = [{"args": options(root / "train", *keys)}]

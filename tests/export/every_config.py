@@ -19,7 +19,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from models import as_inputs, lively_model, resized  # noqa: E402
 
 from ssdlite_d2.export import ExportedSSD  # noqa: E402
-from ssdlite_d2.export.bundle import detection_options  # noqa: E402
 from ssdlite_d2.export.bundled.detector import RUNTIMES, select  # noqa: E402
 from ssdlite_d2.export.formats import FORMATS, Job  # noqa: E402
 from ssdlite_d2.export.parity import TOLERANCE, Comparison, raw_outputs  # noqa: E402
@@ -38,7 +37,7 @@ def compare(config: str, images, folder: Path):
         FORMATS[name].write(Job(module, example, path, "fp32", False, False, ("boxes", "scores")))
         runs[name] = RUNTIMES[name][0](path, {"nms": False}, 0, None)
     comparisons = {name: Comparison() for name in RUN}
-    limits = {"size": size, **detection_options(model)}
+    limits = {"size": size, **model.postprocessor.options()}
     for image in images:
         inputs = resized(image, size)
         ours = raw_outputs(model, inputs, "RGB")

@@ -37,10 +37,8 @@ def test_logits_and_box_codes(name):
     with torch.no_grad():
         # mean and deviation are float32 in the model: up to 1e-7 off the config's numbers
         images = model.preprocess_image([{"image": torch.from_numpy(image)}])
-        features = model.backbone(images.tensor)
-        maps = [features[key] for key in model.head_in_features]
-        logits, deltas = model._flatten(model.head(maps))
-    if model.loss == "multibox":
+        logits, deltas = model.raw_outputs(images.tensor)
+    if model.criterion.num_scores > model.num_classes:
         logits = logits.roll(1, dims=-1)  # background first, as the references have it
     logits, deltas = logits[0, ::97].numpy(), deltas[0, ::97].numpy()
     expected = golden["cls"][:, : logits.shape[1]]  # without the column that is no class

@@ -60,8 +60,7 @@ def image(golden, key="input_u8"):
 
 def raw(model, inputs):
     images = model.preprocess_image(inputs)
-    features = model.backbone(images.tensor)
-    features = [features[f] for f in model.head_in_features]
+    features = model.feature_maps(images.tensor)
     return images, features, model.head(features)
 
 
@@ -92,8 +91,8 @@ def in_source_columns(golden, logits):
 
 def test_logits_and_box_codes(golden, model):
     with torch.no_grad():
-        _, _, predictions = raw(model, [image(golden)])
-    logits, deltas = model._flatten(predictions)
+        images = model.preprocess_image([image(golden)])
+        logits, deltas = model.raw_outputs(images.tensor)
     stride = golden["meta"]["strides"]["anchors"]
     logits = in_source_columns(golden, logits)[0, ::stride]
     columns = logits.shape[1]
@@ -113,7 +112,7 @@ def test_anchors(golden, model):
 
 def test_matching(golden, model):
     anchors = anchors_of(golden, model)
-    labels, boxes = model.label_anchors(anchors, truths(golden))
+    labels, boxes, _ = model.assigner([anchors], truths(golden))
     codes = [model.box2box_transform.get_deltas(anchors.tensor, b) for b in boxes]
     for i in range(2):
         theirs = torch.from_numpy(golden[f"match{i}_labels"].astype(np.int64))
@@ -127,7 +126,7 @@ def test_matching(golden, model):
 def test_best_anchor_of_a_box_that_none_covers(golden, model):
     box, label = verify.fillmod.tiny_target()
     instances = scaled(golden, box, label, 1)
-    labels, _ = model.label_anchors(anchors_of(golden, model), [instances])
+    labels = model.assigner([anchors_of(golden, model)], [instances]).labels
     positive = (labels[0] != model.num_classes).nonzero().flatten().tolist()
     assert len(positive) == 1
     assert positive[0] in golden["tiny_tied"]  # several share the IoU; rounding picks one

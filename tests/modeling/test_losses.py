@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 
-from ssdlite_d2.modeling.losses import (
-    box_loss,
+from ssdlite_d2.modeling.criteria.losses import (
     focal_class_loss,
     hard_negatives,
     multibox_class_loss,
+    smooth_l1_loss,
 )
 
 K = 5
@@ -60,7 +60,7 @@ def test_multibox_equals_torchvisions_value_and_gradient():
         targets.append(Box2BoxTransform((10, 10, 5, 5)).get_deltas(anchors[found], boxes))
     positive = labels != K
     ours_cls = multibox_class_loss(logits, labels) / positive.sum()
-    ours_box = box_loss(deltas[positive], torch.cat(targets)) / positive.sum()
+    ours_box = smooth_l1_loss(deltas[positive], torch.cat(targets)).sum() / positive.sum()
     grads = torch.autograd.grad(ours_cls + ours_box, (logits, deltas))
 
     assert ours_cls.item() == pytest.approx(expected["classification"].item(), rel=1e-5)
@@ -123,9 +123,9 @@ def test_focal_with_gamma_0_is_half_of_cross_entropy():
     )
 
 
-def test_box_loss_without_positives_is_zero():
+def test_smooth_l1_loss_without_positives_is_zero():
     deltas = torch.zeros(0, 4, requires_grad=True)
-    assert box_loss(deltas, torch.zeros(0, 4)) == 0
+    assert smooth_l1_loss(deltas, torch.zeros(0, 4)).sum() == 0
 
 
 def test_losses_of_half_precision_are_computed_in_float32():

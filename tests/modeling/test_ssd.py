@@ -13,6 +13,7 @@ from torch import nn
 
 from ssdlite_d2 import InputError
 from ssdlite_d2.data.transforms import ResizeTransform
+from ssdlite_d2.modeling import Assignment
 
 BOX, OTHER = [40.0, 60.0, 180.0, 200.0], [200.0, 20.0, 300.0, 150.0]
 HEADS = [("SSDLite", "focal"), ("SSDLite", "multibox"), ("SSD", "focal"), ("SSD", "multibox")]
@@ -26,7 +27,7 @@ def step(model, batch):
 
 
 def arch(name, loss):
-    return ["MODEL.META_ARCHITECTURE", name, "MODEL.SSD.LOSS", loss]
+    return ["MODEL.META_ARCHITECTURE", name, "MODEL.SSD.CRITERION.NAME", loss]
 
 
 @pytest.mark.parametrize("name, loss", HEADS)
@@ -51,12 +52,9 @@ def test_losses_are_finite_and_reach_every_parameter(name, loss, batch):
 
 def test_labels_of_anchors_by_iou():
     model = make_model()
-    model.anchor_generator(  # the anchors of a 320 x 320 input
-        [torch.zeros(1, 1, n, n) for n in (20, 10, 5, 3, 2, 1)], (320, 320)
-    )
     anchors = Boxes(torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]]))
     sample = make_input([[0.0, 0, 10, 10]], [2])["instances"]
-    labels, boxes = model.label_anchors(anchors, [sample, make_input()["instances"]])
+    labels, boxes, _ = model.assigner([anchors], [sample, make_input()["instances"]])
     assert labels.tolist() == [[2, 2, 3], [3, 3, 3]]
     assert boxes[0][:2].tolist() == [[0, 0, 10, 10]] * 2
 
@@ -67,7 +65,10 @@ def test_box_loss_is_zero_for_perfect_codes():
     labels = torch.tensor([[1, 3]])
     boxes = torch.tensor([[1.0, 1, 12, 12], [0, 0, 1, 1]])
     deltas = model.box2box_transform.get_deltas(anchors.tensor, boxes)[None]
-    losses = model.losses(anchors, torch.zeros(1, 2, 3), deltas, labels, [boxes])
+    assigned = Assignment(labels, boxes[None])
+    coder = model.box2box_transform
+    losses, count = model.criterion(torch.zeros(1, 2, 3), deltas, anchors, assigned, coder)
+    assert count == 1
     assert losses["loss_box_reg"].item() == pytest.approx(0, abs=1e-9)
     # all scores 1/2: focal loss of one positive and five negatives, times 5
     expected = 5 * math.log(2) * 0.25 * (0.25 * 1 + 0.75 * 5)
@@ -101,7 +102,7 @@ def test_non_square_input_trains_and_detects():
     model = make_model(3, "INPUT.SIZE", "(192, 320)")
     losses = step(model, [make_input([BOX], [0], (192, 320)), make_input([], [], (192, 320))])
     assert all(math.isfinite(value) for value in losses.values())
-    model.test_score_thresh = 0.0
+    model.postprocessor.score_threshold = 0.0
     found = model.eval()([{"image": torch.zeros(3, 100, 50, dtype=torch.uint8)}])[0]["instances"]
     assert found.image_size == (100, 50)
     assert len(found) == 100
@@ -120,6 +121,7 @@ def test_ground_truth_of_other_sizes_is_scaled_to_the_input():
     a = model([small, make_input()])
     b = model([same, make_input()])
     assert a["loss_box_reg"].item() == pytest.approx(b["loss_box_reg"].item(), rel=1e-4)
+    assert small["instances"].gt_boxes.tensor.tolist() == [[10, 10, 50, 50]]  # the caller's own
 
 
 def test_model_and_mapper_resize_alike():
@@ -135,7 +137,7 @@ def test_model_and_mapper_resize_alike():
 
 @pytest.mark.parametrize("size", [(320, 320), (1, 1), (7, 900), (1200, 800)])
 def test_stock_predictor_takes_any_image(size):
-    cfg = bare_config(3, "MODEL.WEIGHTS", "", "MODEL.SSD.SCORE_THRESH_TEST", 0.0)
+    cfg = bare_config(3, "MODEL.WEIGHTS", "", "MODEL.SSD.POSTPROCESS.SCORE_THRESH", 0.0)
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     found = DefaultPredictor(cfg)(image)["instances"]
     assert found.image_size == size
@@ -146,26 +148,27 @@ def test_stock_predictor_takes_any_image(size):
 
 def test_detections_by_hand():
     """Scores above the threshold, suppressed within a class only, best first, limited."""
-    model = make_model(2, "MODEL.SSD.SCORE_THRESH_TEST", 0.3)
+    model = make_model(2, "MODEL.SSD.POSTPROCESS.SCORE_THRESH", 0.3)
     anchors = Boxes(torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]]))
     scores = torch.tensor([[0.9, 0.8], [0.95, 0.1], [0.2, 0.31]])
     logits, deltas = scores.logit()[None], torch.zeros(1, 3, 4)
-    found = model.detect(anchors, logits, deltas, (100, 100))[0]
+    parts = model.criterion, model.box2box_transform
+    found = model.postprocessor(logits, deltas, anchors, (100, 100), *parts)[0]
     rows = list(zip(found.scores.tolist(), found.pred_classes.tolist()))
     assert rows == [pytest.approx((0.95, 0)), pytest.approx((0.8, 1)), pytest.approx((0.31, 1))]
     assert found.pred_boxes.tensor[1].tolist() == [0, 0, 10, 10]
-    model.max_detections_per_image = 1
-    assert len(model.detect(anchors, logits, deltas, (100, 100))[0]) == 1
+    model.postprocessor.max_detections = 1
+    assert len(model.postprocessor(logits, deltas, anchors, (100, 100), *parts)[0]) == 1
 
 
 def test_softmax_scores_leave_the_background_out():
     model = make_model(3, *arch("SSDLite", "multibox"))
     logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    assert torch.allclose(model.scores(logits), logits.softmax(1)[:, :3])
+    assert torch.allclose(model.criterion.scores(logits), logits.softmax(1)[:, :3])
 
 
 def test_batch_equals_single_images():
-    model = make_model(3, "MODEL.SSD.SCORE_THRESH_TEST", 0.0).eval()
+    model = make_model(3, "MODEL.SSD.POSTPROCESS.SCORE_THRESH", 0.0).eval()
     images = [
         {"image": torch.randint(0, 256, (3, h, w), dtype=torch.uint8)}
         for h, w in ((90, 70), (60, 60))
@@ -177,8 +180,8 @@ def test_batch_equals_single_images():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(InputError, match="LOSS is 'l2'"):
-        make_model(3, "MODEL.SSD.LOSS", "l2")
+    with pytest.raises(InputError, match=r"CRITERION.NAME is 'l2'; it is one of .*focal"):
+        make_model(3, "MODEL.SSD.CRITERION.NAME", "l2")
     with pytest.raises(InputError, match="IN_FEATURES names c9; the backbone has c4, c5"):
         make_model(3, "MODEL.SSD.IN_FEATURES", "['c9']")
     with pytest.raises(InputError, match="SIZES has 6 entries for 2 feature maps"):
@@ -195,13 +198,13 @@ def test_anchors_inside_a_region_to_ignore():
     )
     region, thing = [0.0, 0, 10, 10], [42.0, 42, 62, 62]
     truth = make_input([region, thing], [-1, 2])["instances"]
-    labels, boxes = model.label_anchors(anchors, [truth])
+    labels, boxes, _ = model.assigner([anchors], [truth])
     assert labels.tolist() == [[-1, -1, model.num_classes, 2]]
     assert boxes[0][3].tolist() == thing
     over = make_input([region, region], [-1, 1])["instances"]  # an object inside the region stays
-    assert model.label_anchors(anchors, [over])[0][0, 0] == 1
+    assert model.assigner([anchors], [over]).labels[0, 0] == 1
     alone = make_input([region], [-1])["instances"]
-    assert model.label_anchors(anchors, [alone])[0].tolist() == [[-1, -1, 3, 3]]
+    assert model.assigner([anchors], [alone]).labels.tolist() == [[-1, -1, 3, 3]]
 
 
 @pytest.mark.parametrize("name, loss", HEADS)
@@ -219,7 +222,7 @@ def test_match_statistics_tell_how_anchors_fit():
     anchors = Boxes(torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]))
     instances = make_instances([[0, 0, 10, 10], [50, 50, 54, 60]], [0, 1])
     with EventStorage() as storage:
-        model.label_anchors(anchors, [instances, make_instances([], [])])
+        model.assigner([anchors], [instances, make_instances([], [])])
         latest = {name: value for name, (value, _) in storage.latest().items()}
     assert latest["best_anchor_iou"] == pytest.approx(0.7)
     assert latest["boxes_covered"] == pytest.approx(0.5)

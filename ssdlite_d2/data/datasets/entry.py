@@ -39,7 +39,9 @@ class Entry:
         if not isinstance(mapping, dict) or "NAME" not in mapping:
             raise InputError(f"DATASETS.REGISTER: an entry needs a NAME, got {mapping}")
         where = f"DATASETS.REGISTER, data set '{mapping['NAME']}'"
-        kind = Entry.formats[one_of(f"{where}: FORMAT", mapping.get("FORMAT"), Entry.formats)]
+        kind = Entry.formats[
+            one_of(f"{where}: FORMAT", mapping.get("FORMAT"), sorted(Entry.formats))
+        ]
         known = {*COMMON, *kind.required, *kind.optional}
         for key in mapping:
             if key not in known:

@@ -145,7 +145,7 @@ def pytorch_sides(cfg: CfgNode, image: np.ndarray, folder: Path) -> Dict[str, Si
     candidates."""
     predictors = {mode: predictor_in(cfg, mode) for mode in MODES}
     eager, worst = predictors["eager"], predictor_in(cfg, "fused")
-    worst.model.test_score_thresh = many(predictor_scores(eager.model, image))
+    worst.model.postprocessor.score_threshold = many(predictor_scores(eager.model, image))
     size = sum(v.numel() * v.element_size() for v in eager.model.state_dict().values()) / 1e6
     sides = {
         "PyTorch eager, network alone": Side(lambda: network(eager.model)),
@@ -183,8 +183,7 @@ def predictor_side(predictor: SSDPredictor, image, size: float, memory: List[str
 def network(model: SSD) -> None:
     """Backbone and head, without decoding or suppression."""
     image = torch.zeros(1, 3, *model.input_size).contiguous(memory_format=torch.channels_last)
-    features = model.backbone(image)
-    model.head([features[name] for name in model.head_in_features])
+    model.raw_outputs(image)
 
 
 def predictor_scores(model: SSD, image: np.ndarray) -> np.ndarray:

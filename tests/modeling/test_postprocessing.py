@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.layers import batched_nms
 
-from ssdlite_d2.modeling.detections import best_candidates, suppress
+from ssdlite_d2.modeling.postprocessing import best_candidates, suppress
 
 
 def rows(candidates):

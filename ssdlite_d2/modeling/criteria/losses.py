@@ -9,30 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def hard_negatives(
-    loss: Tensor, positive: Tensor, ratio: float = 3.0, min_negatives: int = 0
-) -> Tensor:
+def hard_negatives(loss: Tensor, positive: Tensor, ratio: float = 3.0) -> Tensor:
     """The negatives that :paper:`SSD` (sec. 2.2, hard negative mining) keeps in each image.
 
     Args:
         loss: (N, R) class loss of every anchor.
         positive: (N, R) bool.
         ratio: negatives per positive.
-        min_negatives: at least so many in every image.
 
     Returns:
-        (N, R) bool: the negatives of greatest loss, ``max(ratio * positives, min_negatives)`` of
-        each image, or all it has.
+        (N, R) bool: the negatives of greatest loss, ``ratio * positives`` of each image, or all.
     """
-    count = (positive.sum(dim=1, keepdim=True) * ratio).clamp(min=min_negatives)
+    count = positive.sum(dim=1, keepdim=True) * ratio
     loss = loss.detach().masked_fill(positive, -float("inf"))
     rank = loss.argsort(dim=1, descending=True).argsort(dim=1)
     return (rank < count) & ~positive
 
 
-def multibox_class_loss(
-    logits: Tensor, labels: Tensor, neg_pos_ratio: float = 3.0, min_negatives: int = 0
-) -> Tensor:
+def multibox_class_loss(logits: Tensor, labels: Tensor, neg_pos_ratio: float = 3.0) -> Tensor:
     """Softmax cross-entropy over positives and mined negatives, summed.
 
     Args:
@@ -40,11 +34,11 @@ def multibox_class_loss(
         labels: (N, R) in [-1, K]; K is background.
     """
     background = logits.shape[-1] - 1
-    logits = _single(logits).flatten(0, 1)
+    logits = at_least_float(logits).flatten(0, 1)
     loss = F.cross_entropy(logits, labels.flatten(), ignore_index=-1, reduction="none")
     loss = loss.view(labels.shape)  # 0 for -1
     positive = (labels >= 0) & (labels != background)
-    chosen = positive | hard_negatives(loss, positive, neg_pos_ratio, min_negatives)
+    chosen = positive | hard_negatives(loss, positive, neg_pos_ratio)
     return loss[chosen].sum()
 
 
@@ -61,7 +55,7 @@ def focal_class_loss(
         labels: (N, R) in [-1, K]; K is background: the target is 0 in every class. Anchors of -1
             are left out.
     """
-    logits = _single(logits)
+    logits = at_least_float(logits)
     negative = _focal_term(logits, 1 - alpha, gamma).sum(dim=-1)  # (N, R)
     positive = (labels >= 0) & (labels < logits.shape[-1])
     score = logits[positive].gather(1, labels[positive][:, None])  # (P, 1)
@@ -74,17 +68,17 @@ def _focal_term(x: Tensor, weight: float, gamma: float) -> Tensor:
     return weight * x.sigmoid() ** gamma * F.softplus(x)
 
 
-def box_loss(deltas: Tensor, targets: Tensor, beta: float = 1.0) -> Tensor:
-    """Smooth L1 of box codes, summed.
+def smooth_l1_loss(deltas: Tensor, targets: Tensor, beta: float = 1.0) -> Tensor:
+    """Smooth L1 of box codes, summed over the code: (P,).
 
     Args:
-        deltas, targets: (P, 4) of the P positive anchors; P may be 0.
+        deltas, targets: (P, D); P may be 0.
         beta: where the loss turns from quadratic to linear; 0 is plain L1.
     """
-    deltas = _single(deltas)
-    return F.smooth_l1_loss(deltas, targets.to(deltas), beta=beta, reduction="sum")
+    loss = F.smooth_l1_loss(deltas, targets.to(deltas), beta=beta, reduction="none")
+    return loss.sum(dim=1)
 
 
-def _single(x: Tensor) -> Tensor:
+def at_least_float(x: Tensor) -> Tensor:
     """At least float32."""
     return x if x.dtype == torch.float64 else x.float()
