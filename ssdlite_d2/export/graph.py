@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ..modeling import SSD
-from ..modeling.inference.fused import fold_norms
+from ..modeling.inference.folding import fold_norms
 
 
 class ExportedSSD(nn.Module):

@@ -47,6 +47,7 @@ class SSD(DenseDetector):
     """
 
     default_head = "ssd"
+    training_only = ("assigner",)  # parts that copies for inference are without
 
     @configurable
     def __init__(

@@ -6,7 +6,7 @@ import torch
 from conftest import make_input, make_model
 from torch import nn
 
-from ssdlite_d2.modeling.inference.fused import fold_norms
+from ssdlite_d2.modeling.inference.folding import fold_norms
 from ssdlite_d2.modeling.inference.rounding import (
     round_activations,
     round_convolutions,

@@ -1,38 +1,16 @@
 """Networks made faster for inference, when their weights no longer change."""
 
-import copy
 import warnings
 from typing import Dict, List, Sequence, Tuple
 
 import torch
-from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...errors import one_of
+from .folding import fold_norms
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 # Number types of the fused network, by MODEL.SSD.INFERENCE.
 MODES = {"eager": None, "fused": torch.float32, "fused_bfloat16": torch.bfloat16}
-
-
-def fold_norms(module: nn.Module) -> nn.Module:
-    """A copy, in evaluation mode, in which batch norms behind a convolution are part of it.
-
-    A pair is a Conv2d and a batch norm that follow each other in an nn.Sequential. An Identity
-    takes the norm's place, so that names and places of the other layers stay. Norms that depend on
-    the image (GN) are left alone.
-    """
-    module = copy.deepcopy(module).eval()
-    for sequence in module.modules():
-        if isinstance(sequence, nn.Sequential):
-            names: List[str] = list(sequence._modules)
-            for first, second in zip(names, names[1:]):
-                conv, norm = sequence._modules[first], sequence._modules[second]
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, NORMS):
-                    sequence._modules[first] = fuse_conv_bn_eval(conv, norm)
-                    sequence._modules[second] = nn.Identity()
-    return module
 
 
 class Network(nn.Module):
