@@ -41,10 +41,10 @@ def assert_folded(model: nn.Module, call, norms: int, left: int = 0) -> nn.Modul
     """So many norms were there, so few stay, and the outputs are the same."""
     torch.manual_seed(0)
     assert len(norms_of(trained(model))) == norms
-    names = [name for name, _ in model.named_modules()]
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     folded = fold_norms(model)
     assert len(norms_of(folded)) == left and len(norms_of(model)) == norms
-    rest = [name for name, _ in folded.named_modules()]
+    rest = [name for name, _ in folded.named_modules(remove_duplicate=False)]
     assert [name for name in names if name in rest] == rest
     for a, b in zip(call(model), call(folded)):
         assert (a - b).abs().max() <= 1e-5 * a.abs().max().clamp(min=1)
@@ -120,6 +120,24 @@ class Unclear(nn.Module):
 
     def forward(self, x):
         return self.block(x) if x.sum() > 1e9 else self.block(-x)
+
+
+class SharedTowers(nn.Module):
+    """One convolution for all maps, and norms of their own."""
+
+    def __init__(self):
+        super().__init__()
+        shared = conv()
+        self.towers = nn.ModuleList(nn.Sequential(shared, nn.BatchNorm2d(4)) for _ in range(3))
+
+    def forward(self, maps):
+        return [tower(x) for tower, x in zip(self.towers, maps)]
+
+
+def test_a_shared_convolution_becomes_one_for_each_norm():
+    maps = [torch.randn(1, 4, size, size) for size in (9, 5, 3)]
+    folded = assert_folded(SharedTowers(), lambda m: m(maps), 3)
+    assert len({tower[0] for tower in folded.towers}) == 3
 
 
 def test_norms_that_stay_are_named(caplog):

@@ -31,9 +31,10 @@ def fold_norms(module: nn.Module) -> nn.Module:
     """A copy, in evaluation mode, in which norms are part of the convolutions before them.
 
     A pair is found in the graph of the calls: what the convolution gives must go to the norm and
-    nowhere else. An Identity (or the activation inside the norm) takes the norm's place, so that
-    names and places of the other layers stay. The names of norms that stay are logged: those that
-    depend on the image (GN), or have no convolution of their own before them.
+    nowhere else. A convolution shared by several norms becomes one for each. An Identity (or the
+    activation inside the norm) takes the norm's place, so that names and places of the other layers
+    stay. Norms that are left are logged by name: those that depend on the image (GN), or have no
+    convolution of their own before them.
 
     Parts named in the module's ``training_only`` are None in the copy.
     """
@@ -50,20 +51,36 @@ def fold_norms(module: nn.Module) -> nn.Module:
 
 
 def find_pairs(module: nn.Module) -> List[Pair]:
-    """Convolutions whose outputs go to one norm and nowhere else, and that norm."""
+    """Convolutions whose outputs go to one norm and nowhere else, and that norm.
+
+    A convolution of several norms is copied to the place of each, in ``module``.
+    """
     inside = [m for m in module.modules() if isinstance(m, Conv2d)]  # Detectron2's have norms
     pairs = [(conv, conv.norm) for conv in inside if isinstance(conv.norm, FOLDABLE)]
     calls: Calls = defaultdict(list)
     for called, node in traced_calls(module, set()):
         calls[called].append(node)
     callers = {node: called for called, nodes in calls.items() for node in nodes}
+    norms: Dict[nn.Module, List[nn.Module]] = defaultdict(list)  # of a convolution
     for norm, nodes in calls.items():
-        if isinstance(norm, FOLDABLE):
-            sources = {callers.get(source) for node in nodes for source in node.all_input_nodes}
-            conv = sources.pop() if len(sources) == 1 else None
-            if isinstance(conv, nn.Conv2d):
-                if {user for node in calls[conv] for user in node.users} == set(nodes):
-                    pairs.append((conv, norm))
+        sources = {callers.get(source) for node in nodes for source in node.all_input_nodes}
+        if isinstance(norm, FOLDABLE) and len(sources) == 1:
+            norms[sources.pop()].append(norm)
+    for conv, behind in norms.items():
+        users = {user for node in calls[conv] for user in node.users}
+        if isinstance(conv, nn.Conv2d) and users == {n for norm in behind for n in calls[norm]}:
+            pairs += [(conv, behind[0])] if len(behind) == 1 else _unshare(module, conv, behind)
+    return pairs
+
+
+def _unshare(root: nn.Module, conv: nn.Conv2d, norms: List[nn.Module]) -> List[Pair]:
+    """A copy of the convolution for each norm, in the module that both are in, if there is one."""
+    pairs = []
+    for norm in norms:
+        both = [m for m in root.modules() if {conv, norm} <= set(m.children())]
+        if len(both) == 1:
+            pairs.append((copy.deepcopy(conv), norm))
+            _replace(both[0], conv, pairs[-1][0])
     return pairs
 
 
