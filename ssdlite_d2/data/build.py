@@ -6,9 +6,13 @@ from typing import Callable, Dict, List, Sequence
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
-    build_detection_train_loader,
+    MapDataset,
+    build_batch_data_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.build import _train_loader_from_config
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
 
 from ..errors import InputError, one_of
 from .cache import ImageCache
@@ -16,6 +20,7 @@ from .collate import Batch, MultiScale
 from .dataset_mapper import ON_BAD_IMAGE, SSDDatasetMapper, treatment_of
 from .datasets import dataset_errors
 from .reader import read_image
+from .samplers import TrainingStream
 from .skipped import SkippedImages
 
 logger = logging.getLogger(__name__)
@@ -67,22 +72,25 @@ def build_train_mapper(cfg: CfgNode, records: Sequence[Dict]) -> SSDDatasetMappe
     return SSDDatasetMapper(cfg, True, records=records, read=read, on_skip=on_skip)
 
 
-def build_train_loader(cfg: CfgNode, **kwargs):
-    """Detectron2's training loader with SSD's mapper.
+def build_train_loader(cfg: CfgNode) -> DataLoader:
+    """Detectron2's training loader with SSD's mapper; its ``dataset`` is a TrainingStream.
 
-    Args:
-        kwargs: for ``build_detection_train_loader``.
+    Images are not grouped by aspect ratio: all get the same size.
 
     Raises:
         InputError: a data set or a key is wrong.
     """
     records = DatasetFromList(load_train_records(cfg), copy=False)
-    return build_detection_train_loader(
-        cfg,
-        dataset=records,
-        mapper=build_train_mapper(cfg, records),
+    mapper = build_train_mapper(cfg, records)
+    sampler = _train_loader_from_config(cfg, mapper, dataset=records)["sampler"]
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    return build_batch_data_loader(
+        TrainingStream(MapDataset(records, mapper), sampler, batch_size, seed),
+        None,  # the stream has the sampler
+        cfg.SOLVER.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=build_collator(cfg),
-        **kwargs,
     )
 
 

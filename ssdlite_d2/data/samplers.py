@@ -7,9 +7,8 @@ from typing import Iterator
 
 import numpy as np
 import torch
-from detectron2.data import build_detection_train_loader
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 
 class TrainingStream(IterableDataset):
@@ -57,27 +56,6 @@ class TrainingStream(IterableDataset):
             if (n - first) // self.batch_size % workers == number:
                 seed_generators(self.seed, n * self._world + self._rank)
                 yield self.dataset[index]
-
-
-def resumable_loader(
-    loader: DataLoader, total_batch_size: int, num_workers: int, seed: int
-) -> DataLoader:
-    """Detectron2's training loader, with a TrainingStream as its ``dataset``.
-
-    Args:
-        loader: made by ``build_detection_train_loader`` without grouping by aspect ratio.
-        total_batch_size: of the whole job.
-    """
-    parts = loader.dataset
-    batch_size = total_batch_size // comm.get_world_size()
-    return build_detection_train_loader(
-        TrainingStream(parts.dataset, parts.sampler, batch_size, seed),
-        mapper=None,
-        total_batch_size=total_batch_size,
-        aspect_ratio_grouping=False,
-        num_workers=num_workers,
-        collate_fn=loader.collate_fn,
-    )
 
 
 def seed_generators(*words: int) -> None:

@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 from ..checkpoint import SSDCheckpointer
 from ..data import SSDDatasetMapper, build_train_loader, report_skipped
 from ..data.datasets import dataset_errors
-from ..data.samplers import resumable_loader
 from ..errors import InputError
 from ..evaluation import BoxEvaluator, VOCEvaluator, merge_results, report_results
 from ..modeling.inference.fused import for_inference
@@ -244,13 +243,7 @@ class SSDTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        """Detectron2's loader for the config; its ``dataset`` is a TrainingStream.
-
-        Images are not grouped by aspect ratio: all get the same size.
-        """
-        loader = build_train_loader(cfg, aspect_ratio_grouping=False, num_workers=0)
-        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        return resumable_loader(loader, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS, seed)
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -18,7 +18,6 @@ from ssdlite_d2.data.build import build_collator, build_train_mapper, load_train
 from ssdlite_d2.data.cache import ImageCache
 from ssdlite_d2.data.reader import read_image
 from ssdlite_d2.data.skipped import report_skipped
-from ssdlite_d2.engine import SSDTrainer
 
 DRAWN = ["INPUT.SIZE", (128, 128), "SOLVER.IMS_PER_BATCH", 4, "SOLVER.REFERENCE_WORLD_SIZE", 0]
 
@@ -152,7 +151,7 @@ def test_resumed_runs_draw_the_same_substitutes(bccd_copy, tmp_path):
     cfg = config("INPUT.ON_BAD_IMAGE", "skip", "OUTPUT_DIR", str(tmp_path), "SEED", 4)
 
     def batches(position, count):
-        loader = SSDTrainer.build_train_loader(cfg)
+        loader = build_train_loader(cfg)
         loader.dataset.position = position
         return [sample for batch in itertools.islice(loader, count) for sample in batch]
 
