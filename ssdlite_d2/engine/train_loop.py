@@ -89,31 +89,41 @@ class TrainLoop(SimpleTrainer):
     def _gradients(self, batch: List[Dict]) -> Dict[str, float]:
         """Run forward and backward, in parts; returns the losses of the whole batch.
 
-        A part's losses are divided by its own number of positive anchors. Weighted with that
-        number over the first part's, and divided by the sum of the weights, gradients are those of
-        one batch.
+        Each part is weighted by what its losses were divided by, over the first part's; divided by
+        the sum of these weights, gradients are those of one batch.
         """
         size = -(-len(batch) // self.accumulate)
         parts = [batch[i : i + size] for i in range(0, len(batch), size)]
-        total, first, positives = {}, None, 0.0
+        total, first, whole = {}, None, 0.0
         for i, part in enumerate(parts):
             with self._local_gradients(i + 1 < len(parts)):
-                losses = self._forward(part)
-                weight = 1.0
+                losses, weight = self._forward(part), 1.0
                 if len(parts) > 1:
-                    count = float(self._core.loss_normalizer)
-                    divisor = max(count, 1 / comm.get_world_size())
-                    first = first or divisor
-                    weight = divisor / first
-                    positives += count
+                    count = self._count(part)
+                    whole += count
+                    first = first or self._divisor(count)
+                    weight = self._divisor(count) / first
                 self._backward(sum(losses.values()) * weight)
             for name, loss in losses.items():
                 total[name] = total.get(name, 0.0) + loss.detach() * weight
         if len(parts) > 1:
-            share = first / max(positives, 1 / comm.get_world_size())
+            share = first / self._divisor(whole)
             torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], share)
             total = {name: loss * share for name, loss in total.items()}
         return {name: loss.item() for name, loss in total.items()}
+
+    def _count(self, part: List[Dict]) -> float:
+        """What the losses of a part are a mean over.
+
+        SSD tells it as ``batch_normalizer``. Losses of other meta-architectures are taken as means
+        over the images, so that those of parts are averaged.
+        """
+        count = getattr(self._core, "batch_normalizer", None)
+        return float(len(part) if count is None else count)
+
+    def _divisor(self, count: float) -> float:
+        """A count as SSD divides by it: without any positive anchor, by one of the job."""
+        return max(count, 1 / comm.get_world_size())
 
     def _local_gradients(self, local: bool):
         """Leaves gradients of a part that is not the last to the process that computed them."""

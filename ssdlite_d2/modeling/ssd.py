@@ -42,7 +42,7 @@ class SSD(DenseDetector):
     the image (or of ``height`` and ``width`` of its input dict), as Detectron2 wants them.
 
     Attributes:
-        loss_normalizer: what the losses of the newest training batch were divided by, before it
+        batch_normalizer: what the losses of the newest training batch were divided by, before it
             is kept from being 0; a mean over the processes of the job.
     """
 
@@ -85,7 +85,7 @@ class SSD(DenseDetector):
         self.num_classes = num_classes
         self.input_size = tuple(int(n) for n in input_size)
         self.multi_scale = multi_scale
-        self.loss_normalizer: Optional[Tensor] = None
+        self.batch_normalizer: Optional[Tensor] = None
         # Depthwise networks run nearly twice as fast in this layout on CPU cores.
         self.to(memory_format=torch.channels_last)
 
@@ -190,7 +190,7 @@ class SSD(DenseDetector):
         losses, count = self.criterion(
             logits, deltas, Boxes.cat(anchors), assignment, self.box2box_transform
         )
-        self.loss_normalizer = count
+        self.batch_normalizer = count
         if has_event_storage():
             positive = assignment.positive(self.num_classes)
             get_event_storage().put_scalar("num_pos_anchors", float(positive.sum()) / len(positive))

@@ -1,13 +1,17 @@
 """One training iteration."""
 
+import copy
 import itertools
 
 import pytest
 import torch
-from conftest import bare_config, make_input
+from conftest import CLASSES, bare_config, data_opts, load_bare, make_input, voc_entry
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.utils.events import EventStorage
 
+from ssdlite_d2.data import resolve_datasets
+from ssdlite_d2.engine import SSDTrainer
 from ssdlite_d2.engine.guards import NonFiniteGuard, WorkerDied
 from ssdlite_d2.engine.solver import build_optimizer
 from ssdlite_d2.engine.train_loop import TrainLoop
@@ -61,6 +65,54 @@ def test_accumulated_parts_equal_the_whole_batch(whole, tmp_path, parts):
     assert losses == pytest.approx(whole[1], rel=1e-5)
     for (name, a), b in zip(whole[0].named_parameters(), model.parameters()):
         assert (a - b).abs().max() <= 1e-5 * a.abs().max().clamp(min=1e-3), name
+
+
+RETINANET = [
+    *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 3),
+    *("MODEL.RETINANET.IN_FEATURES", ["extra1", "extra2"], "SOLVER.MAX_ITER", 2),
+    *("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator", "MODEL.RETINANET.NUM_CONVS", 1),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32]]),
+    *("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1, 2]], "INPUT.SIZE", (64, 64)),
+]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_another_meta_architecture_trains(bccd, clean_catalog, tmp_path, accumulate):
+    opts = data_opts(voc_entry("other", CLASSES=CLASSES))
+    opts += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.REFERENCE_WORLD_SIZE", 0]
+    opts += ["SOLVER.ACCUMULATE_STEPS", accumulate, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", ()]
+    opts += ["OUTPUT_DIR", str(tmp_path), "DATALOADER.NUM_WORKERS", 0]
+    cfg = load_bare("ssdlite_mnv2.yaml", *opts, *RETINANET)
+    resolve_datasets(cfg)
+    trainer = SSDTrainer(cfg)
+    assert isinstance(trainer.model, RetinaNet)
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    moved = [k for k, v in trainer.model.named_parameters() if not torch.equal(v, before[k])]
+    assert "backbone.features.0.0.weight" in moved and "head.bbox_pred.weight" in moved
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_losses_of_others_are_means_over_images(tmp_path):
+    """16 images as 6, 6 and 4 of which each counts as much, whatever it is divided by inside."""
+    cfg = bare_config(3, "MODEL.SSD.NORM", "FrozenBN", *RETINANET)
+    model = build_model(cfg).train()
+    other, batch = copy.deepcopy(model), next(iter(Loader()))
+    guard = NonFiniteGuard(str(tmp_path))
+    loop = TrainLoop(model, Loader(), build_optimizer(cfg, model), guard=guard, accumulate=3)
+    with EventStorage() as storage:
+        loop.iter = 0
+        loop.run_step()
+        total = 0.0
+        for part in (batch[:6], batch[6:12], batch[12:]):
+            loss = sum(other(part).values()) * len(part) / 16
+            loss.backward()
+            total += loss.item()
+        assert storage.latest()["total_loss"][0] == pytest.approx(total)
+    for (name, a), b in zip(model.named_parameters(), other.parameters()):
+        if b.grad is not None:
+            assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6), name
 
 
 def test_bfloat16_on_the_cpu_follows_float32(whole, tmp_path):
