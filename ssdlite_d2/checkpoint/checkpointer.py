@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError
+from ..modeling.backbone import trunk_prefix
 
 
 class SSDCheckpointer(DetectionCheckpointer):
@@ -131,7 +132,8 @@ class SSDCheckpointer(DetectionCheckpointer):
         state = checkpoint["model"]
         if isinstance(state.get("state_dict"), dict):  # as image classifiers are often saved
             state = state["state_dict"]
-        checkpoint["model"] = trunk_to_backbone(state)
+        prefix = trunk_prefix(getattr(self.model, "module", self.model))
+        checkpoint["model"] = state if prefix is None else trunk_to_backbone(state, prefix)
         return checkpoint
 
     def _load_model(self, checkpoint: Dict[str, Any]):
@@ -208,32 +210,38 @@ def _cause(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error).splitlines()[0]
 
 
-def trunk_to_backbone(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """A classification trunk's tensors under the backbone's names; other states as they are.
+def trunk_to_backbone(
+    state: Dict[str, Tensor], prefix: str = "backbone.features."
+) -> Dict[str, Tensor]:
+    """A classification trunk's tensors under the names of a model; other states as they are.
 
     Known are torchvision's files and those named like them (``features.*``), and the VGG16 whose
     fully connected layers are convolutions already (bare numbers, as the references use it).
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     if all(name.split(".")[0].isdigit() for name in state):
-        return {f"backbone.features.{name}": value for name, value in state.items()}
-    trunk = {f"backbone.{k}": v for k, v in state.items() if k.startswith("features.")}
+        return {prefix + name: value for name, value in state.items()}
+    trunk = {
+        prefix + name.removeprefix("features."): value
+        for name, value in state.items()
+        if name.startswith("features.")
+    }
     fc6 = state.get("classifier.0.weight")
     if trunk and fc6 is not None and fc6.shape == (4096, 25088):
-        trunk.update(_decimate_vgg(state))
+        trunk.update({prefix + name: value for name, value in _decimate_vgg(state).items()})
     return trunk or state
 
 
 def _decimate_vgg(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """VGG16's fc6 and fc7 as SSD's dilated 3x3 and 1x1 convolutions of 1024 channels.
+    """VGG16's fc6 and fc7 as SSD's dilated 3x3 and 1x1 convolutions of 1024 channels, by layer.
 
     Every 4th output, every 3rd place and, in fc7, every 4th input is kept (:paper:`SSD`, sec. 3).
     """
     fc6 = state["classifier.0.weight"].view(4096, 512, 7, 7)[::4, :, ::3, ::3]
     fc7 = state["classifier.3.weight"].view(4096, 4096, 1, 1)[::4, ::4]
     return {
-        "backbone.features.31.weight": fc6.clone(),
-        "backbone.features.31.bias": state["classifier.0.bias"][::4].clone(),
-        "backbone.features.33.weight": fc7.clone(),
-        "backbone.features.33.bias": state["classifier.3.bias"][::4].clone(),
+        "31.weight": fc6.clone(),
+        "31.bias": state["classifier.0.bias"][::4].clone(),
+        "33.weight": fc7.clone(),
+        "33.bias": state["classifier.3.bias"][::4].clone(),
     }

@@ -10,9 +10,9 @@ from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_gr
 from torch import nn
 
 from ..errors import InputError, one_of
+from ..modeling.backbone import trunk_prefix
 from ..modeling.backbone.blocks import L2Norm
 
-TRUNK = "backbone.features."
 OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
 
 
@@ -20,11 +20,19 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[Dict]:
     """Trainable parameters with the learning rate and weight decay that the config gives each.
 
     Detectron2's groups, and L2Norm's scales and the trunk apart.
+
+    Raises:
+        InputError: TRUNK_LR_FACTOR is set, and the backbone does not name its trunk.
     """
-    solver = cfg.SOLVER
+    solver, trunk = cfg.SOLVER, trunk_prefix(model)
+    if trunk is None and solver.TRUNK_LR_FACTOR != 1:
+        raise InputError(
+            f"SOLVER.TRUNK_LR_FACTOR is {solver.TRUNK_LR_FACTOR}, but the backbone does not say "
+            "which parameters are its trunk's (attribute trunk_prefix); set it to 1.0"
+        )
 
     def lr_factor(name: str) -> float:
-        return solver.TRUNK_LR_FACTOR if name.startswith(TRUNK) else 1.0
+        return solver.TRUNK_LR_FACTOR if trunk and name.startswith(trunk) else 1.0
 
     groups = get_default_optimizer_params(
         model,

@@ -54,7 +54,7 @@ def export_bundle(cfg: CfgNode, model: SSD, output: str, options: ExportOptions)
         )
         write_texts(folder, spec, cfg)
         if options.precision == "int8":
-            spec["quantization"] = quantize(cfg, folder, spec, options)
+            spec["quantization"] = quantize(cfg, model, folder, spec, options)
         spec["sha256"] = {
             str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in model_files(folder, chosen)

@@ -9,9 +9,11 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from detectron2.config import CfgNode
+from torch import nn
 
 from ..data.reader import read_image
 from ..errors import InputError
+from ..modeling.backbone import trunk_prefix
 from .accuracy import average_precision
 from .bundled.detector import Detector
 from .formats import save_openvino
@@ -53,7 +55,7 @@ class OnnxQuantizer:
 
         graph = onnx.load(str(self.source)).graph
         found = [(node.name, node.op_type) for node in graph.node]
-        network = re.compile("/(backbone|head)/(?!.*tap_norms)")
+        network = re.compile("(/model)?/(backbone|head)/(?!.*tap_norms)")
         return [x for x in found if network.match(x[0])]
 
     def convolutions(self) -> List[str]:
@@ -156,7 +158,9 @@ def share_ranges(model) -> None:
 QUANTIZERS = {"onnx": OnnxQuantizer, "openvino": OpenVinoQuantizer}
 
 
-def quantize(cfg: CfgNode, folder: Path, spec: Dict, options: ExportOptions) -> Dict:
+def quantize(
+    cfg: CfgNode, model: nn.Module, folder: Path, spec: Dict, options: ExportOptions
+) -> Dict:
     """Put an INT8 model in the place of a bundle's float32 one.
 
     When all of it in INT8 costs more AP on the calibration images than the budget allows, groups
@@ -164,6 +168,7 @@ def quantize(cfg: CfgNode, folder: Path, spec: Dict, options: ExportOptions) -> 
     first, until the budget is met.
 
     Args:
+        model: the bundle's, whose backbone names its trunk.
         spec: of model.json.
 
     Returns:
@@ -182,7 +187,8 @@ def quantize(cfg: CfgNode, folder: Path, spec: Dict, options: ExportOptions) -> 
     prepared = [trial.detector.prepare([image]) for image in images]
     with tempfile.TemporaryDirectory() as work:
         quantizer = QUANTIZERS[options.format](path, prepared, Path(work))
-        kept = fit_budget(quantizer, trial, path, options.ap_budget)
+        groups = layer_groups(quantizer.convolutions(), trunk_prefix(model))
+        kept = fit_budget(quantizer, trial, path, options.ap_budget, groups)
     return {
         "calibration": name,
         "images": len(records),
@@ -223,8 +229,13 @@ class Trial:
         return float(np.concatenate(differences).mean())
 
 
-def fit_budget(quantizer, trial: Trial, path: Path, budget: float) -> List[str]:
+def fit_budget(
+    quantizer, trial: Trial, path: Path, budget: float, groups: Dict[str, List[str]]
+) -> List[str]:
     """Quantize with as few float layers as the budget of AP points allows.
+
+    Args:
+        groups: convolutions that stay in float together, by the name of the group.
 
     Returns:
         the convolutions left in float.
@@ -237,7 +248,6 @@ def fit_budget(quantizer, trial: Trial, path: Path, budget: float) -> List[str]:
     logger.info(f"INT8 everywhere: AP {-drop:+.2f}")
     if drop <= budget:
         return []
-    groups = layer_groups(quantizer.convolutions())
     errors = {}
     for name, layers in groups.items():
         quantizer.write(path, layers)
@@ -251,26 +261,48 @@ def fit_budget(quantizer, trial: Trial, path: Path, budget: float) -> List[str]:
         if drop <= budget:
             return kept
     raise InputError(
-        f"INT8 costs {drop:.2f} AP on the calibration images, whatever layers stay in float; "
-        f"--ap-budget is {budget}"
+        f"INT8 costs {drop:.2f} AP on the calibration images even with these in float: "
+        f"{', '.join(groups)}; --ap-budget is {budget}"
     )
 
 
-def layer_groups(convolutions: Sequence[str]) -> Dict[str, List[str]]:
-    """Convolutions, by their names in execution order, in groups that stay in float together."""
-    trunk = [name for name in convolutions if "/backbone/features" in name]
-    groups = {"first convolution": trunk[:1]}
-    for i, part in enumerate(np.array_split(trunk[1:], 3), 1):
-        groups[f"trunk {i}/3"] = [str(name) for name in part]
-    groups["extra blocks"] = [name for name in convolutions if "/backbone/extras" in name]
-    last: Dict[str, str] = {}  # by predictor
-    for name in convolutions:
-        predictor = re.search(r"/head/(\w+\.\d+)/", name)
-        if predictor:
-            last[predictor[1]] = max(last.get(predictor[1], ""), name)
-    ends = set(last.values())
-    groups["class predictors"] = [name for name in convolutions if name in ends and "/cls" in name]
-    groups["box predictors"] = [name for name in convolutions if name in ends and "/bbox" in name]
-    rest = [name for name in convolutions if "/head/" in name and name not in ends]
-    groups["depthwise of predictors"] = rest
+def layer_groups(convolutions: Sequence[str], trunk: Optional[str]) -> Dict[str, List[str]]:
+    """Convolutions, by their names in execution order, in groups that stay in float together.
+
+    Args:
+        trunk: prefix of the trunk's parameters, such as ``"backbone.features."``. What else is in
+            the trunk's parent are the extra blocks, what else is in the backbone is the neck.
+
+    Returns:
+        dict: every convolution once; "others" are those that no name is known for.
+    """
+    left, groups = list(convolutions), {}
+
+    def take(pattern: str) -> List[str]:
+        found = [name for name in left if re.search(pattern, name)]
+        left[:] = [name for name in left if name not in found]
+        return found
+
+    if trunk is not None:
+        *around, _ = path = trunk.rstrip(".").split(".")
+        layers = take(_inside(path))
+        groups["first convolution"] = layers[:1]
+        for i, part in enumerate(np.array_split(layers[1:], 3), 1):
+            groups[f"trunk {i}/3"] = [str(name) for name in part]
+        groups["extra blocks"] = take(_inside(around))
+        groups["neck"] = take(_inside(around[:1]))
+    for group, kind in (("class predictors", "cls_score"), ("box predictors", "bbox_pred")):
+        ends = {}  # of a predictor, its last module
+        for name in left:
+            predictor = re.search(rf"/head/({kind}\.\d+)/", name)
+            if predictor:
+                ends[predictor[1]] = name.rpartition("/Conv")[0]
+        groups[group] = [name for end in ends.values() for name in take(f"^{re.escape(end)}/Conv")]
+    groups["rest of the head"] = take("/head/")
+    groups["others"] = left
     return {name: layers for name, layers in groups.items() if layers}
+
+
+def _inside(path: Sequence[str]) -> str:
+    """A pattern of the names of nodes in a module, such as ``/model/backbone/features.0/Conv``."""
+    return "(^|/)" + "/".join(map(re.escape, path)) + "[./]"

@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 from conftest import make_model
+from torch import nn
 
 from ssdlite_d2 import InputError
 from ssdlite_d2.checkpoint import SSDCheckpointer
@@ -43,6 +44,19 @@ def test_head_is_initialised_anew_when_asked(saved, caplog):
     assert torch.equal(other.head.bbox_pred[0][3].weight, model.head.bbox_pred[0][3].weight)
     assert torch.equal(other.backbone.features[0][0].weight, model.backbone.features[0][0].weight)
     assert "Predictors newly initialised: 12 tensors" in caplog.text
+
+
+def test_trunks_load_under_the_name_that_the_backbone_gives(tmp_path):
+    path = str(tmp_path / "trunk.pth")
+    torch.save({"features.0.weight": torch.full((1, 1), 7.0)}, path)
+    for prefix, here in (("body.", "backbone.body.0.weight"), (None, "features.0.weight")):
+        model = nn.Module()
+        model.backbone = nn.ModuleDict({"body": nn.Sequential(nn.Linear(1, 1, bias=False))})
+        model.features = nn.Sequential(nn.Linear(1, 1, bias=False))
+        if prefix:
+            model.backbone.trunk_prefix = prefix
+        SSDCheckpointer(model).load(path)
+        assert [name for name, v in model.state_dict().items() if v == 7] == [here]
 
 
 def test_weights_of_another_backbone_are_refused_even_then(saved):

@@ -37,6 +37,21 @@ def test_norms_biases_and_trunk_are_set_apart():
     assert options["head.cls_score.0.3.bias"] == (0.1, 0.0)
 
 
+def test_trunk_without_a_name_has_no_rate_of_its_own():
+    network = torch.nn.ParameterList([torch.zeros(2)])
+    with pytest.raises(InputError, match="TRUNK_LR_FACTOR is 0.1, but the backbone does not say"):
+        build_optimizer(bare_config(3, "SOLVER.TRUNK_LR_FACTOR", 0.1), network)
+    model = torch.nn.Module()
+    model.backbone = torch.nn.ModuleDict(
+        {"stem": torch.nn.Linear(1, 1), "rest": torch.nn.Linear(1, 1)}
+    )
+    model.backbone.trunk_prefix = "stem."
+    keys = ["SOLVER.TRUNK_LR_FACTOR", 0.1, "SOLVER.BASE_LR", 0.1]
+    options = options_of(model, build_optimizer(bare_config(3, *keys), model))
+    assert options["backbone.stem.weight"][0] == pytest.approx(0.01)
+    assert options["backbone.rest.weight"][0] == 0.1
+
+
 @pytest.mark.parametrize("value, expected", [("None", 1e-3), (0.0, 0.0)])
 def test_weight_decay_of_l2norm_follows_its_key(value, expected):
     keys = ["SOLVER.WEIGHT_DECAY", 1e-3, "SOLVER.WEIGHT_DECAY_L2NORM", value]

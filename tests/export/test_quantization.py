@@ -99,7 +99,7 @@ def test_named_layers_stay_in_float(bundles, tmp_path):
     detector = Detector(bundles / "fp32")
     images = [detector.prepare([image]) for image in read_all()]
     quantizer = OnnxQuantizer(bundles / "fp32" / "model.onnx", images, tmp_path)
-    groups = layer_groups(quantizer.convolutions())
+    groups = layer_groups(quantizer.convolutions(), "backbone.features.")
     assert len(groups["class predictors"]) == len(groups["box predictors"]) == 6
     assert len(groups["first convolution"]) == 1 and "features.0" in groups["first convolution"][0]
     assert sum(map(len, groups.values())) == len(quantizer.convolutions())
@@ -113,11 +113,10 @@ def test_named_layers_stay_in_float(bundles, tmp_path):
 class Recorded:
     """A quantizer and a trial in one, with given AP drops by what is in float."""
 
+    names = [f"/model/backbone/features.{i}/Conv" for i in range(4)]
+
     def __init__(self, gains, drop):
         self.gains, self.whole, self.float_layers = gains, drop, []
-
-    def convolutions(self):
-        return [f"/backbone/features/{i}/Conv" for i in range(4)]
 
     def write(self, path, float_layers):
         self.float_layers = float_layers
@@ -129,10 +128,35 @@ class Recorded:
 
 
 def test_layers_go_back_to_float_until_the_budget_is_met():
-    names = Recorded({}, 0).convolutions()
+    names = Recorded.names
     case = Recorded(dict(zip(names, (0.5, 3.0, 0.1, 0.2))), 4.0)
-    assert fit_budget(case, case, None, 10.0) == []
-    assert fit_budget(case, case, None, 1.0) == [names[1]]
-    assert fit_budget(case, case, None, 0.6) == [names[1], names[0]]
-    with pytest.raises(InputError, match="INT8 costs 0.20 AP .* --ap-budget is 0.1"):
-        fit_budget(case, case, None, 0.1)
+    groups = layer_groups(names, "backbone.features.")
+
+    def fit(budget):
+        return fit_budget(case, case, None, budget, groups)
+
+    assert fit(10.0) == []
+    assert fit(1.0) == [names[1]]
+    assert fit(0.6) == [names[1], names[0]]
+    tried = "first convolution, trunk 1/3, trunk 2/3, trunk 3/3"
+    with pytest.raises(InputError, match=f"INT8 costs 0.20 AP .*: {tried}; --ap-budget is 0.1"):
+        fit(0.1)
+
+
+def test_convolutions_of_any_name_are_in_a_group():
+    names = {
+        "first convolution": ["/model/backbone/bottom_up/features.0/features.0.0/Conv"],
+        "trunk 1/3": ["/model/backbone/bottom_up/features/blocks.0/Conv"],
+        "extra blocks": ["/model/backbone/bottom_up/extras.0/Conv"],
+        "neck": ["/model/backbone/pan/laterals.0/Conv", "/model/backbone/last/Conv"],
+        "class predictors": ["/model/head/cls_score.0/Conv", "/model/head/cls_score.0/Conv_1"],
+        "box predictors": ["/model/head/bbox_pred.0/bbox_pred.0.3/Conv"],
+        "rest of the head": ["/model/head/tower.0/Conv", "/model/head/bbox_pred.0/0/Conv"],
+        "others": ["/elsewhere/Conv"],
+    }
+    every = [name for layers in names.values() for name in layers]
+    every.insert(0, every.pop(every.index("/model/head/bbox_pred.0/0/Conv")))  # before the last
+    groups = layer_groups(every, "backbone.bottom_up.features.")
+    assert {k: sorted(v) for k, v in groups.items()} == {k: sorted(v) for k, v in names.items()}
+    foreign = ["/model/backbone/stages.0/Conv", "/model/backbone/stages.1/Conv"]
+    assert layer_groups(foreign, None) == {"others": foreign}

@@ -2,7 +2,7 @@ from .efficientnet import build_ssd_efficientnet_b3_backbone
 from .mobilenetv2 import build_ssd_mobilenetv2_backbone
 from .mobilenetv3 import build_ssd_mobilenetv3_backbone
 from .mobilenext import build_ssd_mobilenext_backbone
-from .pyramid import SSDBackbone, Tap
+from .pyramid import SSDBackbone, Tap, trunk_prefix
 from .vgg import build_ssd_vgg16_backbone
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "build_ssd_mobilenetv3_backbone",
     "build_ssd_mobilenext_backbone",
     "build_ssd_vgg16_backbone",
+    "trunk_prefix",
 ]

@@ -28,7 +28,13 @@ class Tap(NamedTuple):
 
 
 class SSDBackbone(Backbone):
-    """A trunk with taps, followed by stride-2 blocks that each give one more map."""
+    """A trunk with taps, followed by stride-2 blocks that each give one more map.
+
+    Attributes:
+        trunk_prefix: what the names of the trunk's parameters begin with.
+    """
+
+    trunk_prefix = "features."
 
     def __init__(
         self,
@@ -40,7 +46,7 @@ class SSDBackbone(Backbone):
         """
         Args:
             features: the trunk's blocks. Their names are those of the trunk's own checkpoint files,
-                whose tensors load under the prefix ``backbone.``.
+                whose tensors load under the model's ``trunk_prefix``.
             taps: in the order of the trunk; the last is its end.
             extras: blocks of stride 2, maps ``extra0``, ``extra1``, ...
             extra_channels: output channels of each.
@@ -88,3 +94,12 @@ class SSDBackbone(Backbone):
 def layers_of(block: nn.Module) -> List[nn.Module]:
     """The layers inside a mobile block: torchvision's and MobileNeXt's name them so."""
     return list(block.conv if hasattr(block, "conv") else block.block)
+
+
+def trunk_prefix(model: nn.Module) -> Optional[str]:
+    """What the names of the trunk's parameters begin with in a detector.
+
+    None where the backbone does not tell: it has no attribute ``trunk_prefix``.
+    """
+    prefix = getattr(getattr(model, "backbone", None), "trunk_prefix", None)
+    return None if prefix is None else f"backbone.{prefix}"
