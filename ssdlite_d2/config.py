@@ -89,26 +89,43 @@ def add_ssd_config(cfg: CN) -> None:
     # Weight of the newest batch in the running statistics.
     _C.MODEL.SSD.NORM_MOMENTUM = 0.1
 
-    # How boxes are coded, by SSD_BOX_CODER_REGISTRY: "deltas", the paper's shifts and log scales.
+    # How boxes are coded, by SSD_BOX_CODER_REGISTRY: "deltas", the paper's shifts and log scales;
+    # "distances" of the four sides from the anchor's centre.
     _C.MODEL.SSD.BOX_CODER = CN()
     _C.MODEL.SSD.BOX_CODER.NAME = "deltas"
-    # Weights of dx, dy, dw, dh in the box code, the inverse of the paper's variances .1 and .2.
+    # "deltas": weights of dx, dy, dw, dh, the inverse of the paper's variances .1 and .2.
     _C.MODEL.SSD.BOX_CODER.WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+    # "distances": a side is a distribution over the bins 0 to BINS (7 in PicoDet); 0: one number.
+    _C.MODEL.SSD.BOX_CODER.BINS = 0
+    # The distance that the last bin stands for, in sides of the anchor. 1.4 is PicoDet's: 7 strides
+    # for cells of 5.
+    _C.MODEL.SSD.BOX_CODER.REACH = 1.4
 
     # Which anchors answer for which ground truth, by SSD_ASSIGNER_REGISTRY. "max_iou": positive at
-    # this IoU and above; besides, the best anchor of every ground truth is positive.
+    # this IoU and above; besides, the best anchor of every ground truth is positive. "atss": at a
+    # threshold from the statistics of its nearest anchors. "task_aligned": those that predict it
+    # best.
     _C.MODEL.SSD.ASSIGNER = CN()
     _C.MODEL.SSD.ASSIGNER.NAME = "max_iou"
     _C.MODEL.SSD.ASSIGNER.IOU_THRESHOLD = 0.5
+    # "atss": nearest cells of each level whose anchors are candidates.
+    _C.MODEL.SSD.ASSIGNER.TOPK = 9
+    # "task_aligned": anchors of a ground truth, the best by score ** ALPHA * IoU ** BETA.
+    _C.MODEL.SSD.ASSIGNER.ALIGNED_TOPK = 13
+    _C.MODEL.SSD.ASSIGNER.ALPHA = 1.0
+    _C.MODEL.SSD.ASSIGNER.BETA = 6.0
+    # "task_aligned": first iterations, in which "atss" decides.
+    _C.MODEL.SSD.ASSIGNER.WARMUP_ITERS = 0
 
-    # Losses and scores, by SSD_CRITERION_REGISTRY: "focal" (sigmoid, no background class) or
-    # "multibox" (softmax over K + 1 classes with hard-negative mining).
+    # Losses and scores, by SSD_CRITERION_REGISTRY: "focal" (sigmoid, no background class),
+    # "multibox" (softmax over K + 1 classes with hard-negative mining), "quality_focal" or
+    # "varifocal" (sigmoid scores that also say how well the box fits).
     _C.MODEL.SSD.CRITERION = CN()
     _C.MODEL.SSD.CRITERION.NAME = "focal"
     _C.MODEL.SSD.CRITERION.CLS_WEIGHT = 1.0
     # Loss of positive anchors' boxes: "smooth_l1" of the box code; "giou", "diou" or "ciou" of the
-    # decoded box.
-    _C.MODEL.SSD.CRITERION.BOX_LOSS = "smooth_l1"
+    # decoded box. "": giou for "quality_focal" and "varifocal", else smooth_l1.
+    _C.MODEL.SSD.CRITERION.BOX_LOSS = ""
     _C.MODEL.SSD.CRITERION.BOX_WEIGHT = 1.0
     # Smooth L1 turns from quadratic to linear at this error, in units of the box code.
     _C.MODEL.SSD.CRITERION.SMOOTH_L1_BETA = 1.0
@@ -116,6 +133,13 @@ def add_ssd_config(cfg: CN) -> None:
     _C.MODEL.SSD.CRITERION.FOCAL_GAMMA = 2.0
     # Score of every class at the start of training; not "multibox".
     _C.MODEL.SSD.CRITERION.PRIOR = 0.01
+    # "quality_focal": power of the distance of score and quality.
+    _C.MODEL.SSD.CRITERION.QUALITY_FOCAL_BETA = 2.0
+    # "varifocal": weight and power of the score where the target is 0.
+    _C.MODEL.SSD.CRITERION.VARIFOCAL_ALPHA = 0.75
+    _C.MODEL.SSD.CRITERION.VARIFOCAL_GAMMA = 2.0
+    # These two: weight of the distribution focal loss, with BOX_CODER.BINS. PicoDet has 0.5.
+    _C.MODEL.SSD.CRITERION.DFL_WEIGHT = 0.25
     # "multibox": mined negatives per positive.
     _C.MODEL.SSD.CRITERION.NEG_POS_RATIO = 3.0
 

@@ -2,13 +2,14 @@
 
 from typing import Optional
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ciou_loss, diou_loss
 from detectron2.structures import Boxes
 from fvcore.nn import giou_loss
 from torch import Tensor
 
-from ...errors import one_of
+from ...errors import InputError, one_of
 from ..box_coders import BoxCoder
 from .losses import at_least_float, smooth_l1_loss
 
@@ -18,14 +19,23 @@ IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 class BoxLoss:
     """MODEL.SSD.CRITERION.BOX_LOSS with its weight: of the codes, or of the decoded boxes."""
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, default: str = "smooth_l1"):
         """
+        Args:
+            default: the loss, if the config names none.
+
         Raises:
-            InputError: the loss is unknown.
+            InputError: the loss is unknown, or does not fit the box coder.
         """
         node = cfg.MODEL.SSD.CRITERION
         known = ("smooth_l1", *IOU_LOSSES)
-        self.iou_loss = IOU_LOSSES.get(one_of("MODEL.SSD.CRITERION.BOX_LOSS", node.BOX_LOSS, known))
+        name = one_of("MODEL.SSD.CRITERION.BOX_LOSS", node.BOX_LOSS or default, known)
+        if name == "smooth_l1" and cfg.MODEL.SSD.BOX_CODER.BINS:
+            raise InputError(
+                "MODEL.SSD.CRITERION.BOX_LOSS smooth_l1 is for codes without bins: take giou, or "
+                "MODEL.SSD.BOX_CODER.BINS 0"
+            )
+        self.iou_loss = IOU_LOSSES.get(name)
         self.beta = node.SMOOTH_L1_BETA
         self.weight = node.BOX_WEIGHT
 
@@ -53,5 +63,13 @@ class BoxLoss:
             targets = box_coder.get_deltas(of_positive, boxes)
             loss = smooth_l1_loss(deltas, targets, self.beta)  # (P,)
         else:
-            loss = self.iou_loss(box_coder.apply_deltas(deltas, of_positive), boxes)
+            decoded = box_coder.apply_deltas(deltas, of_positive)
+            # not NaN, on which Detectron2's losses stop with an assertion; the sum stays NaN
+            loss = self.iou_loss(not_empty(decoded), boxes) + 0 * decoded.sum(dim=1)
         return self.weight * (loss.sum() if weights is None else (loss * weights).sum())
+
+
+def not_empty(boxes: Tensor, size: float = 1e-3) -> Tensor:
+    """Boxes (P, 4) without NaN, of at least ``size`` pixels: ratios of their sides are defined."""
+    near, far = boxes.nan_to_num().chunk(2, dim=1)
+    return torch.cat((near, torch.maximum(far, near + size)), dim=1)
