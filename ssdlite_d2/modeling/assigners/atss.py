@@ -42,7 +42,8 @@ class ATSSAssigner(CandidateAssigner):
         truth = torch.arange(len(truths), device=anchor.device)[:, None].expand_as(anchor)
         of_truth = truths.boxes[truth.flatten()]
         iou = paired_iou(of_truth, chosen.tensor).view(anchor.shape)
-        threshold = iou.mean(dim=1, keepdim=True) + iou.std(dim=1, keepdim=True)
+        std = iou.std(dim=1, keepdim=True, correction=min(1, iou.shape[1] - 1))
+        threshold = iou.mean(dim=1, keepdim=True) + std
         inside = is_inside(of_truth, chosen.get_centers()).view(anchor.shape)
         positive = (iou >= threshold) & inside
         return truth[positive], anchor[positive], iou[positive]
@@ -64,9 +65,11 @@ class ATSSAssigner(CandidateAssigner):
 def anchors_per_cell(level: Boxes) -> int:
     """Ai: how many anchors follow each other at one centre, at most.
 
-    At most, since clipping to the image can move the centres of a border cell's anchors apart.
+    At most, since clipping to the image can move the centres of a border cell's anchors apart. 1 if
+    that is no divisor of their number: then every anchor is taken for a cell.
     """
     centers = level.get_centers()
     moves = ((centers[1:] - centers[:-1]).abs() > 1e-2).any(dim=1).nonzero().squeeze(1)
     ends = torch.cat((moves.new_tensor([-1]), moves, moves.new_tensor([len(centers) - 1])))
-    return int(ends.diff().max())
+    count = int(ends.diff().max())
+    return 1 if len(level) % count else count

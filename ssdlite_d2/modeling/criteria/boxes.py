@@ -65,11 +65,14 @@ class BoxLoss:
         else:
             decoded = box_coder.apply_deltas(deltas, of_positive)
             # not NaN, on which Detectron2's losses stop with an assertion; the sum stays NaN
-            loss = self.iou_loss(not_empty(decoded), boxes) + 0 * decoded.sum(dim=1)
+            loss = self.iou_loss(regular(decoded), boxes.to(decoded)) + 0 * decoded.sum(dim=1)
         return self.weight * (loss.sum() if weights is None else (loss * weights).sum())
 
 
-def not_empty(boxes: Tensor, size: float = 1e-3) -> Tensor:
-    """Boxes (P, 4) without NaN, of at least ``size`` pixels: ratios of their sides are defined."""
-    near, far = boxes.nan_to_num().chunk(2, dim=1)
-    return torch.cat((near, torch.maximum(far, near + size)), dim=1)
+def regular(boxes: Tensor) -> Tensor:
+    """Boxes (P, 4) for which Detectron2's losses are defined: their sides have a ratio.
+
+    No NaN, within 10,000 pixels, and sides of at least 0.01 pixels.
+    """
+    near, far = boxes.nan_to_num().clamp(min=-1e4, max=1e4).chunk(2, dim=1)
+    return torch.cat((near, torch.maximum(far, near + 0.01)), dim=1)
