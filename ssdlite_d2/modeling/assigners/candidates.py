@@ -154,11 +154,11 @@ def first_topk(values: Tensor, k: int, largest: bool = True) -> Tensor:
     ``topk`` leaves open which of equal ones it takes, on CUDA and the CPU differently.
 
     Args:
-        values: (G, C) float32, not negative; C >= k.
+        values: (G, C), not negative; compared as float32. C >= k.
     """
     place = torch.arange(values.shape[1], device=values.device)
     # such floats are in the order of their bits
-    order = values.contiguous().view(torch.int32).long() << 32
+    order = values.float().contiguous().view(torch.int32).long() << 32
     order += place.flip(0) if largest else place
     return order.topk(k, largest=largest).indices
 
