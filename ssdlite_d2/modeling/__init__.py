@@ -1,8 +1,21 @@
 from .anchors import SSDAnchorGenerator
-from .assigners import Assigner, Assignment, MaxIoUAssigner, SSDMatcher
+from .assigners import (
+    Assigner,
+    Assignment,
+    ATSSAssigner,
+    MaxIoUAssigner,
+    SSDMatcher,
+    TaskAlignedAssigner,
+)
 from .backbone import SSDBackbone
-from .box_coders import BoxCoder, DeltaCoder
-from .criteria import Criterion, FocalCriterion, MultiBoxCriterion
+from .box_coders import BoxCoder, DeltaCoder, DistanceCoder
+from .criteria import (
+    Criterion,
+    FocalCriterion,
+    MultiBoxCriterion,
+    QualityFocalCriterion,
+    VarifocalCriterion,
+)
 from .head import SSDHead, SSDLiteHead
 from .parts import (
     SSD_ASSIGNER_REGISTRY,
@@ -16,6 +29,11 @@ from .postprocessing import Postprocessor
 from .ssd import SSD, SSDLite
 
 __all__ = [
+    "VarifocalCriterion",
+    "QualityFocalCriterion",
+    "DistanceCoder",
+    "TaskAlignedAssigner",
+    "ATSSAssigner",
     "SSD",
     "SSD_ASSIGNER_REGISTRY",
     "SSD_BOX_CODER_REGISTRY",

@@ -208,7 +208,7 @@ def test_quality_is_the_assigners_or_the_iou_of_the_prediction(criterion, coder)
     assert count == pytest.approx(float(same), rel=1e-5)
     assert ("loss_dfl" in own) == bool(coder.bins)
     for name, loss in own.items():
-        assert float(loss) == pytest.approx(float(given[name]), rel=1e-5)
+        assert loss.item() == pytest.approx(given[name].item(), rel=1e-5)
     # anchors without quality cost what background costs, and nothing for their box
     nothing = Assignment(labels, boxes, torch.zeros_like(quality))
     losses, count = part.sums(logits, deltas, anchors, nothing, coder)
@@ -216,7 +216,7 @@ def test_quality_is_the_assigners_or_the_iou_of_the_prediction(criterion, coder)
     assert count == 0 and losses["loss_box_reg"] == 0
     if criterion is QualityFocalCriterion:
         expected = part.sums(logits, deltas, anchors, background, coder)[0]["loss_cls"]
-        assert float(losses["loss_cls"]) == pytest.approx(float(expected), rel=1e-6)
+        assert losses["loss_cls"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def quality_opts(criterion, assigner, bins):
