@@ -21,20 +21,31 @@ SHARED_MEMORY = "/dev/shm"
 PR_SET_PDEATHSIG = 1
 
 
-def outlive_signals(loader: DataLoader) -> DataLoader:
-    """Have a loader's workers ignore SIGTERM and SIGINT, which go to whole groups of processes.
+class SturdyLoader(DataLoader):
+    """A loader whose workers do not hear SIGTERM and SIGINT, which go to whole groups of processes.
 
     The process that the workers load for hears them, and decides how long it needs data. The
     workers end with it, even when it is killed.
     """
-    loader.worker_init_fn = partial(_prepare, loader.worker_init_fn)
-    Finalize(None, _end_workers, exitpriority=0)  # before those of multiprocessing send SIGTERM
+
+    def __iter__(self):
+        # The workers inherit the mask, those that are started by spawn before their long imports.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def outlive_signals(loader: DataLoader) -> DataLoader:
+    """Make a loader a SturdyLoader, in place, and return it."""
+    loader.worker_init_fn = partial(_die_with_parent, loader.worker_init_fn)
+    loader.__class__ = SturdyLoader
+    Finalize(None, _end_workers, exitpriority=0)  # multiprocessing would wait after a SIGTERM
     return loader
 
 
-def _prepare(then: Optional[Callable[[int], None]], worker_id: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def _die_with_parent(then: Optional[Callable[[int], None]], worker_id: int) -> None:
     if sys.platform == "linux":  # a worker that waits for room in a pipe would outlive a kill -9
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if then is not None:

@@ -113,7 +113,7 @@ class StopSignal:
     def _note(self, number: int, _) -> None:
         if number == self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        self.received = self.received or number
 
 
 @contextlib.contextmanager
