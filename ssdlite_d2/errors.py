@@ -29,3 +29,9 @@ def one_of(key: str, value: Any, known: Iterable[Any]) -> Any:
     if value not in known:
         raise InputError(f"{key} is {value!r}; it is one of {', '.join(map(str, known))}")
     return value
+
+
+def first_line(error: BaseException) -> str:
+    """The reason that an error gives, in one line; its type where it gives none."""
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,7 @@
 """The training loader of a config."""
 
 import logging
+import math
 from typing import Callable, Dict, List, Sequence
 
 from detectron2.config import CfgNode
@@ -22,6 +23,7 @@ from .datasets import dataset_errors
 from .reader import read_image
 from .samplers import TrainingStream
 from .skipped import SkippedImages
+from .workers import check_shared_memory, outlive_signals
 
 logger = logging.getLogger(__name__)
 
@@ -85,13 +87,16 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     sampler = _train_loader_from_config(cfg, mapper, dataset=records)["sampler"]
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-    return build_batch_data_loader(
+    largest = max(cfg.INPUT.MULTI_SCALE or [cfg.INPUT.SIZE], key=math.prod)
+    check_shared_memory(cfg.DATALOADER.NUM_WORKERS, batch_size, largest)
+    loader = build_batch_data_loader(
         TrainingStream(MapDataset(records, mapper), sampler, batch_size, seed),
         None,  # the stream has the sampler
         cfg.SOLVER.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=build_collator(cfg),
     )
+    return outlive_signals(loader)
 
 
 def build_collator(cfg: CfgNode) -> Callable[[List[Dict]], Batch]:

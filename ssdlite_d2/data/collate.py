@@ -1,55 +1,82 @@
 """Batches of training samples, and how they go from a loader's worker to the training process."""
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from .transforms import ResizeTransform
 
 
 class Batch(list):
-    """A list of samples that is pickled as one tensor of images and arrays of boxes.
+    """A list of samples whose images a loader's worker puts into one piece of shared memory.
 
     A tensor that crosses processes costs a connection and a piece of shared memory. There would be
-    three of them per sample.
+    three of them per sample. The piece is taken when the batch is made: the thread that sends it
+    could not tell the main process that there is no room, which would wait for ever.
     """
 
+    def __init__(self, samples: Sequence[Dict]):
+        super().__init__(samples)
+        self._pixels = None
+        if get_worker_info() is not None and len({sample["image"].dtype for sample in self}) == 1:
+            self._pixels = _shared_pixels([_flat(sample["image"]) for sample in self])
+
     def __reduce__(self):
-        kinds = {(sample["image"].dtype, sample["image"].shape) for sample in self}
-        is_plain = len(kinds) == 1 and next(iter(kinds))[0] == torch.uint8
-        if not is_plain or any(set(s["instances"]._fields) != FIELDS for s in self):
+        if self._pixels is None:
             return list, (list(self),)
-        images = _shared_stack([sample["image"].permute(1, 2, 0) for sample in self])
-        return _unpack, (images, [_pack(sample) for sample in self])
+        return _unpack, (self._pixels, [_pack(sample) for sample in self])
 
 
 FIELDS = {"gt_boxes", "gt_classes"}
 
 
-def _shared_stack(images: Sequence[Tensor]) -> Tensor:
-    """(N, h, w, 3) in shared memory, without a copy in between."""
-    shape = (len(images), *images[0].shape)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
-    return torch.stack(images, out=torch.tensor([], dtype=torch.uint8).set_(storage, 0, shape))
+def _flat(image: Tensor) -> Tensor:
+    """The bytes of an image (3, h, w), channels last."""
+    return image.permute(1, 2, 0).contiguous().view(-1).view(torch.uint8)
 
 
-def _pack(sample: Dict) -> Tuple[Dict, Tuple[int, int], np.ndarray, np.ndarray]:
-    truth = sample["instances"]
+def _shared_pixels(images: Sequence[Tensor]) -> Union[Tensor, np.ndarray]:
+    """The bytes of all images: a tensor in shared memory, without a copy in between.
+
+    Where that is full they are an array, which is sent through a pipe.
+    """
+    size = sum(len(image) for image in images)
+    try:
+        storage = torch.UntypedStorage._new_shared(size)
+    except RuntimeError:
+        return torch.cat(list(images)).numpy()
+    return torch.cat(
+        list(images), out=torch.tensor([], dtype=torch.uint8).set_(storage, 0, (size,))
+    )
+
+
+def _pack(sample: Dict) -> Tuple:
+    """A sample without its pixels and, if it has the usual truth, without tensors."""
+    image, truth = sample["image"], sample.get("instances")
     rest = {k: v for k, v in sample.items() if k not in ("image", "instances")}
-    boxes, classes = truth.gt_boxes.tensor.numpy(), truth.gt_classes.numpy()
-    return rest, truth.image_size, boxes, classes
+    if truth is not None and set(truth._fields) == FIELDS:
+        truth = truth.image_size, truth.gt_boxes.tensor.numpy(), truth.gt_classes.numpy()
+    return rest, image.shape, image.dtype, truth
 
 
-def _unpack(images: Tensor, packed: List[Tuple]) -> List[Dict[str, Any]]:
-    batch = []
-    for image, (rest, size, boxes, classes) in zip(images, packed):
-        truth = Instances(size)
-        truth.gt_boxes = Boxes(torch.from_numpy(boxes))
-        truth.gt_classes = torch.from_numpy(classes)
-        batch.append({**rest, "image": image.permute(2, 0, 1), "instances": truth})
+def _unpack(pixels: Union[Tensor, np.ndarray], packed: List[Tuple]) -> List[Dict[str, Any]]:
+    batch, start = [], 0
+    for rest, (channels, height, width), dtype, truth in packed:
+        end = start + channels * height * width * dtype.itemsize
+        image = torch.as_tensor(pixels[start:end]).view(dtype).view(height, width, channels)
+        sample = {**rest, "image": image.permute(2, 0, 1)}
+        if isinstance(truth, tuple):
+            size, boxes, classes = truth
+            truth = Instances(size, gt_boxes=Boxes(torch.from_numpy(boxes)))
+            truth.gt_classes = torch.from_numpy(classes)
+        if truth is not None:
+            sample["instances"] = truth
+        batch.append(sample)
+        start = end
     return batch
 
 

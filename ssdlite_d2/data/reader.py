@@ -7,7 +7,7 @@ import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 # OpenCV decodes JPEGs to a fraction of their size without computing the rest.
 REDUCED = {
@@ -41,7 +41,7 @@ def read_image(path: str, image_format: str = "RGB", reduction: int = 1) -> np.n
             return reduce_image(detection_utils.read_image(path, format=image_format), reduction)
         return image if is_jpeg else reduce_image(image, reduction)
     except Exception as error:  # decoders raise nearly every kind
-        raise InputError(f"image {path} cannot be read: {_reason(error)}") from error
+        raise InputError(f"image {path} cannot be read: {first_line(error)}") from error
 
 
 def reduce_image(image: np.ndarray, reduction: int) -> np.ndarray:
@@ -66,8 +66,3 @@ def _decode(data: bytes, image_format: str, is_jpeg: bool, reduction: int) -> Op
     if image is not None and is_reduced and image_format == "RGB":  # OpenCV has no flag for both
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return image
-
-
-def _reason(error: Exception) -> str:
-    lines = (getattr(error, "strerror", None) or str(error)).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -30,14 +30,14 @@ class SkippedImages:
             return
         self.seen.add(file_name)
         logger.warning(f"Skipped: {reason}")
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(reason.replace("\n", " ") + "\n")
 
 
 def report_skipped(output_dir: str) -> List[str]:
     """Log the list of a run; returns one reason for every image that any process skipped."""
     path = Path(output_dir) / FILE
-    reasons = sorted(set(path.read_text().splitlines())) if path.is_file() else []
+    reasons = sorted(set(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
     if reasons:
         lines = "\n  ".join(reasons)
         logger.warning(f"{len(reasons)} images were skipped ({path}):\n  {lines}")

@@ -25,7 +25,7 @@ from ..data.datasets.annotations import (
 )
 from ..data.datasets.image_files import EXIF_ORIENTATION
 from ..data.reader import read_image
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 TRUNCATED = "truncated"
 WRONG_SIZE = "wrong-size"
@@ -108,16 +108,20 @@ def read_facts(path: str) -> ImageFacts:
     """Decode an image."""
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        return ImageFacts("", None, False, (MISSING_IMAGE, error.strerror))
+    except (OSError, ValueError) as error:  # the latter of names that no file can have
+        reason = getattr(error, "strerror", None) or str(error)
+        return ImageFacts("", None, False, (MISSING_IMAGE, reason))
     try:
         size = read_image(path).shape[:2]
-        with Image.open(path) as image:
-            rotated = image.getexif().get(EXIF_ORIENTATION, 1) != 1
     except InputError as error:
         reason = str(error).split("cannot be read: ")[-1]
         kind = TRUNCATED if "truncated" in reason else UNREADABLE
         return ImageFacts(digest, None, False, (kind, reason))
+    try:
+        with Image.open(path) as image:
+            rotated = image.getexif().get(EXIF_ORIENTATION, 1) != 1
+    except Exception as error:  # Pillow raises nearly every kind
+        return ImageFacts(digest, size, False, (UNREADABLE, f"EXIF data: {first_line(error)}"))
     return ImageFacts(digest, size, rotated, None)
 
 

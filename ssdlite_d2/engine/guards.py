@@ -17,6 +17,9 @@ from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = 128 + signal.SIGINT  # exit status
+
 
 class WorkerDied(InputError):
     """A process that loads data has ended."""
@@ -83,29 +86,34 @@ class NonFiniteGuard:
 
 
 class StopSignal:
-    """Notes SIGTERM, by which clusters announce that they take a machine away.
+    """Notes SIGTERM, by which clusters announce that they take a machine away, and Ctrl-C.
+
+    A second Ctrl-C ends the program without waiting for the iteration.
 
     Attributes:
-        received: whether the signal came.
+        received: number of the signal that came, or 0.
     """
 
     def __init__(self):
-        self.received = False
+        self.received = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Note the signal inside, in place of ending the process; main thread only."""
+        """Note the signals inside, in place of ending the process; main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, self._note)
+        before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
-    def _note(self, *_) -> None:
-        self.received = True
+    def _note(self, number: int, _) -> None:
+        if number == self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or number
 
 
 @contextlib.contextmanager

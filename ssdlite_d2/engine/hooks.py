@@ -103,21 +103,22 @@ class PreciseBN(hooks.PreciseBN):
 
 
 class StopHook(HookBase):
-    """Ends the run after the iteration in which SIGTERM came to any of its processes."""
+    """Ends the run after the iteration in which a signal to stop came to any of its processes."""
 
-    def __init__(self, stop: StopSignal, end: Callable[[int], None]):
+    def __init__(self, stop: StopSignal, end: Callable[[int, int], None]):
         """
         Args:
-            end: saves the run's state and ends the program, given the last iteration; called in
-                every process.
+            end: saves the run's state and ends the program, given the last iteration and the
+                signal's number; called in every process.
         """
         self._stop = stop
         self._end = end
 
     def after_step(self) -> None:
         # Processes may hear of it in different iterations: they stop together.
-        if gather_rows([float(self._stop.received)]).any():
-            self._end(self.trainer.iter)
+        numbers = gather_rows([float(self._stop.received)])
+        if numbers.any():
+            self._end(self.trainer.iter, int(numbers[numbers > 0].min()))  # SIGINT before SIGTERM
 
 
 def checkpoint_name(iteration: int) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import weakref
 from typing import Any, Dict, List, Optional
@@ -24,13 +25,15 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint import SSDCheckpointer
 from ..data import SSDDatasetMapper, build_train_loader, report_skipped
+from ..data.collate import Batch
 from ..data.datasets import dataset_errors
+from ..data.workers import outlive_signals
 from ..errors import InputError
 from ..evaluation import BoxEvaluator, VOCEvaluator, merge_results, report_results
 from ..modeling.inference.fused import for_inference
 from ..modeling.inference.rounding import round_convolutions
 from .ema import EMAHook, ModelEMA
-from .guards import NonFiniteGuard, StopSignal, WorkerDied, failures_reported
+from .guards import INTERRUPTED, NonFiniteGuard, StopSignal, WorkerDied, failures_reported
 from .hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN, StopHook, checkpoint_name
 from .memory import keep_freed_memory
 from .solver import amp_dtype, build_optimizer, check_optimizer_state
@@ -187,17 +190,23 @@ class SSDTrainer(DefaultTrainer):
             try:
                 super().run_step()
             except WorkerDied:
-                if not self.stop.received:
+                if not self.stop.received or comm.get_world_size() > 1:
                     raise
-                self._save_and_exit(self.iter - 1)  # SIGTERM went to the workers as well
+                self._save_and_exit(self.iter - 1, self.stop.received)
 
-    def _save_and_exit(self, iteration: int) -> None:
-        """End after an iteration as if it were the last that time allowed."""
+    def _save_and_exit(self, iteration: int, number: int) -> None:
+        """End after an iteration as if it were the last that time allowed.
+
+        Args:
+            number: of the signal. Status 0 for SIGTERM, and 130 for Ctrl-C, as shells have it.
+        """
         if iteration >= self.start_iter and comm.is_main_process():
             self.iter = iteration
             self.checkpointer.save(checkpoint_name(iteration), iteration=iteration)
-        logger.info(f"SIGTERM: stopped after iteration {iteration}; --resume goes on from there")
-        sys.exit(0)
+        comm.synchronize()  # a launcher ends the others when the first one ends with another status
+        name = signal.Signals(number).name
+        logger.info(f"{name}: stopped after iteration {iteration}; --resume goes on from there")
+        sys.exit(INTERRUPTED if number == signal.SIGINT else 0)
 
     def after_step(self) -> None:
         with failures_reported(self.cfg.OUTPUT_DIR):
@@ -249,9 +258,14 @@ class SSDTrainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         mapper = SSDDatasetMapper(cfg, is_train=False)
         with dataset_errors((dataset_name,)):
-            return build_detection_test_loader(
-                cfg, dataset_name, mapper=mapper, batch_size=cfg.TEST.IMS_PER_BATCH
+            loader = build_detection_test_loader(
+                cfg,
+                dataset_name,
+                mapper=mapper,
+                batch_size=cfg.TEST.IMS_PER_BATCH,
+                collate_fn=Batch,
             )
+        return outlive_signals(loader)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

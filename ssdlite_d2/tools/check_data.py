@@ -33,6 +33,8 @@ from ..errors import InputError
 from .program import program
 
 SAMPLE = 20_000  # boxes of a set that are compared with the anchors, at most
+SHOWN = 20  # defects of each kind that are printed
+LINE = 300  # characters of each, at most
 SIZES = ((0, 16), (16, 32), (32, 96), (96, 10**6))  # pixels of the network input
 
 
@@ -75,7 +77,8 @@ def find_defects(names: List[str], records: Dict[str, List[Dict]], workers: int)
 def describe(records: List[Dict], classes: List[str], cfg: CfgNode, anchors: np.ndarray) -> Dict:
     """Counts and sizes of a data set, in pixels of the network input."""
     height, width = cfg.INPUT.SIZE
-    boxes = [boxes_of(r) * ([width / r["width"], height / r["height"]] * 2) for r in records]
+    scales = [(width / max(r["width"], 1), height / max(r["height"], 1)) * 2 for r in records]
+    boxes = [boxes_of(record) * scale for record, scale in zip(records, scales)]
     ids = np.array([a["category_id"] for r in records for a in r["annotations"]], dtype=int)
     per_image = [len(b) for b in boxes]
     boxes = np.concatenate([np.zeros((0, 4)), *boxes])
@@ -119,9 +122,14 @@ def _share(matched: np.ndarray) -> Dict[str, float]:
 
 def show(name: str, problems: List[Problem], facts: Dict) -> None:
     print(f"\n== {name}: {facts['images']} images, {facts['boxes']} boxes")
+    counts = Counter()
     for problem in problems:
-        print(f"{problem.kind}: {problem.file}: {problem.reason}")
-    counts = Counter(problem.kind for problem in problems)
+        counts[problem.kind] += 1
+        if counts[problem.kind] <= SHOWN:
+            print(f"{problem.kind}: {problem.file}: {problem.reason}"[:LINE])
+    for kind, n in counts.items():
+        if n > SHOWN:
+            print(f"{kind}: {n - SHOWN} more; --json FILE keeps all")
     print("defects: " + (", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"))
     print(tabulate([facts["boxes per image"]], headers="keys"), "boxes per image", sep="\n")
     print("\nSquare roots of box areas in pixels of the network input; matched: the share that an")

@@ -1,14 +1,19 @@
 """Each kind of defect, planted and found."""
 
+import io
 import json
+import os
 import shutil
+import struct
+import zlib
 
 import cv2
+import numpy as np
 import pytest
-from conftest import ASSETS, CLASSES, assert_error, exits, voc_entry
+from conftest import ASSETS, CLASSES, assert_error, exits, run, voc_entry
 from PIL import Image
 
-from ssdlite_d2.diagnostics.defects import KINDS, check_boxes
+from ssdlite_d2.diagnostics.defects import KINDS, check_boxes, read_facts
 
 TOOL = "ssdlite_d2.tools.check_data"
 
@@ -157,3 +162,80 @@ def test_report_counts_classes_sizes_and_coverage(spoilt, reported):
     white = next(row for row in facts["classes"] if row["class"] == "WBC")
     assert white["matched"] == 1  # they are as large as the anchors
     assert facts["boxes per image"]["largest"] == max(t.count("<object>") for t in texts)
+
+
+def damaged_exif(position):
+    """A PNG with a wrong byte in its EXIF data, of which all else is right."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(buffer, "png", exif=exif)
+    data = buffer.getvalue()
+    start = data.find(b"eXIf")
+    (size,) = struct.unpack(">I", data[start - 4 : start])
+    chunk = bytearray(data[start : start + 4 + size])
+    chunk[4 + position] ^= 4
+    return data[:start] + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[start + 8 + size :]
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_damaged_exif_data_are_reported(position, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(damaged_exif(position))
+    facts = read_facts(str(path))
+    assert facts.size == (40, 50)
+    assert facts.problem[0] == "unreadable" and "EXIF" in facts.problem[1]
+
+
+@pytest.fixture(scope="module")
+def odd_files(tmp_path_factory):
+    """How the tool ends, and what it prints, in a terminal that knows ASCII only."""
+    root = tmp_path_factory.mktemp("odd")
+    images = root / "images"
+    images.mkdir()
+    names = [b"text", b"na\xffme", "\u4e2d".encode()]
+    for i, name in enumerate(names):
+        cv2.imwrite(str(images / "new.png"), np.full((40, 50, 3), i, np.uint8))
+        os.rename(images / "new.png", os.fsencode(images) + b"/" + name + b".png")
+    (images / "text.txt").write_text("0 .5 .5 0 0\n" * 50)
+    sizes = [(0, 40), (50, 0), (-5, 40), ("50", 40), (None, 40), (1e9, 40), (10**9, 40)]
+    files = ["\x00.png", ["a.png"], "\udcff.png"]
+    content = {
+        "images": [
+            *({"file_name": "text.png", "width": w, "height": h} for w, h in sizes),
+            *({"file_name": file, "width": 50, "height": 40} for file in files),
+        ],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "\u732b"}],
+    }
+    for i, image in enumerate(content["images"]):
+        image["id"] = i
+        object_ = {"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 9, 9]}
+        content["annotations"].append(object_)
+    (root / "c.json").write_text(json.dumps(content))
+    coco = {"NAME": "c", "FORMAT": "coco", "JSON": "c.json", "IMAGES": "images"}
+    yolo = {"NAME": "y", "FORMAT": "yolo", "IMAGES": "images", "CLASSES": ["\u732b"]}
+    report = root / "report.json"
+    command = ["-m", TOOL, "--config-file", write_config(root, coco, yolo), "--json", report]
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": 0, "PYTHONCOERCECLOCALE": 0}
+    ascii_only["PYTHONIOENCODING"] = "ascii:strict"
+    done = run(*command, "--workers", 1, **ascii_only, DETECTRON2_DATASETS=root)
+    return done, json.loads(report.read_text())
+
+
+def test_defects_do_not_end_the_search_for_them(odd_files):
+    done, report = odd_files
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    reasons = [d["reason"] for d in report["c"]["defects"] if d["kind"] == "bad-annotation"]
+    assert sum("width and height" in reason for reason in reasons) == 7
+    assert sum("no name of a file" in reason for reason in reasons) == 2
+    kinds = [(d["kind"], d["file"].split("/")[-1]) for d in report["c"]["defects"]]
+    assert ("missing-image", "\udcff.png") in kinds
+    assert report["y"]["images"] == 3
+    assert "na\\udcffme.png" in done.stdout and "\\u4e2d.png" in done.stdout
+
+
+def test_prints_some_of_each_kind_and_counts_the_rest(odd_files):
+    done, report = odd_files
+    lines = [line for line in done.stdout.splitlines() if line.startswith("no-area: ")]
+    assert len(lines) == 21 and lines[-1].startswith("no-area: 30 more")
+    assert sum(d["kind"] == "no-area" for d in report["y"]["defects"]) == 50

@@ -24,7 +24,7 @@ from ssdlite_d2.engine import run_main
 class Run(NamedTuple):
     args: List[str]
     send: int = 0  # signal
-    to: str = "run"  # "run" or "worker", one of its loader's processes
+    to: str = "run"  # "run"; "worker", one of its loader's processes; "group", all of them
     when: str = ""  # this file exists
     delay: float = 0.0  # seconds after that
     before: str = ""  # Python code run first
@@ -33,6 +33,7 @@ class Run(NamedTuple):
 
 
 def child(run: Run, output) -> None:
+    os.setpgid(0, 0)
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     sys.stdout = os.fdopen(1, "w", buffering=1)
@@ -64,6 +65,9 @@ def hurt(run: Run, pid: int) -> None:
             return  # over already
         time.sleep(0.002)
     time.sleep(run.delay)
+    if run.to == "group":
+        os.killpg(pid, run.send)
+        return
     if run.to == "worker":
         pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
     os.kill(pid, run.send)

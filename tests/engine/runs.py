@@ -1,6 +1,7 @@
 """Short training runs for the tests of this folder."""
 
 import json
+import socket
 
 from conftest import ASSETS, CLASSES, ROOT, run, voc_entry
 
@@ -26,3 +27,20 @@ def forked(*runs):
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS ")]
     assert lines, done.stdout + done.stderr
     return json.loads(lines[0].removeprefix("RESULTS "))
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def slurm(rank: int, size: int, port: str, machines: int = 1):
+    return {
+        "SLURM_PROCID": str(rank),
+        "SLURM_NTASKS": str(size),
+        "SLURM_LOCALID": str(rank % (size // machines)),
+        "SLURM_NNODES": str(machines),
+        "SLURM_JOB_NODELIST": "127.0.0.1",
+        "MASTER_PORT": port,
+    }

@@ -4,10 +4,11 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
 
 import pytest
 import torch
-from runs import ITERATIONS, forked, options
+from runs import ITERATIONS, forked, free_port, options
 
 # An image whose pixels are not numbers, as a broken augmentation would make it.
 NAN_IMAGE = """
@@ -21,7 +22,17 @@ def spoilt(self, record):
     return sample
 SSDDatasetMapper.__call__ = spoilt
 """
+# Shared memory for a batch and a half, as a container may have it.
+SMALL_SHARED_MEMORY = """
+import ctypes
+new_mounts, private = 0x20000, 0x44000
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(new_mounts) == 0
+assert libc.mount(b"none", b"/", None, private, None) == 0
+assert libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=160k") == 0
+"""
 ONE_THREAD_OF_DATA = ("DATALOADER.NUM_WORKERS", "0")
+MAY_MOUNT = subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +46,14 @@ def faults(tmp_path_factory):
     def resumed(name, *more, **fault):
         shutil.copytree(good, root / name)
         return {"args": options(root / name, *more), **fault}
+
+    def by_hand(rank, **more):
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555", **more}
+        return {"args": options(root / "launch"), "env": place}
+
+    def flags(*words):
+        return {"args": ["--num-machines", "2", *words, *options(root / "launch")]}
 
     occupied = socket.socket()
     occupied.bind(("", 0))
@@ -71,6 +90,19 @@ def faults(tmp_path_factory):
         "other_trunk": resumed("other_trunk", "MODEL.SSD.BACKBONE.FREEZE_AT", 3),
         "other_network": resumed("other_network", "MODEL.SSD.BACKBONE.TAP", "expansion"),
         "no_folder": {"args": options(root / "a_file" / "out")},
+        "no_shared_memory": {
+            "args": options(root / "no_shared_memory"),
+            "before": SMALL_SHARED_MEMORY if MAY_MOUNT else "raise SystemExit('no right to mount')",
+        },
+        "rank": by_hand(2),
+        "no_master": by_hand(0, MASTER_ADDR=""),
+        "no_number": by_hand("a"),
+        "host": by_hand(1, MASTER_ADDR="no-such-host.invalid"),
+        "high_port": by_hand(0, MASTER_PORT="99999"),
+        "alone": by_hand(0, MASTER_PORT=free_port(), SSDLITE_JOIN_SECONDS="1"),
+        "flag_rank": flags("--machine-rank", "2", "--dist-url", "tcp://127.0.0.1:29555"),
+        "flag_port": flags("--dist-url", "tcp://127.0.0.1:99999"),
+        "flag_host": flags("--machine-rank", "1", "--dist-url", "tcp://no-such-host.invalid:29555"),
         "port": {
             "args": ["--num-gpus", "2", "--dist-url", f"tcp://127.0.0.1:{port}"]
             + options(root / "port")
@@ -92,6 +124,15 @@ def faults(tmp_path_factory):
         ("other_network", ["is of another model", "model_0000001.pth"]),
         ("no_folder", ["OUTPUT_DIR", "Not a directory"]),
         ("port", ["--dist-url", "is in use"]),
+        ("rank", ["rank 2 of 2 processes", "RANK and WORLD_SIZE"]),
+        ("no_master", ["not MASTER_ADDR"]),
+        ("no_number", ["environment variables", "'a'"]),
+        ("host", ["host no-such-host.invalid is unknown", "MASTER_ADDR"]),
+        ("high_port", ["tcp://127.0.0.1:99999: Port out of range 0-65535", "MASTER_PORT"]),
+        ("alone", ["1/2 clients joined", "SSDLITE_JOIN_SECONDS"]),
+        ("flag_rank", ["rank 2 of 2 processes", "--machine-rank"]),
+        ("flag_port", ["Port out of range 0-65535", "--dist-url"]),
+        ("flag_host", ["host no-such-host.invalid is unknown", "--dist-url"]),
     ],
 )
 def test_fault_ends_in_one_line_that_names_it(faults, name, words):
@@ -138,3 +179,12 @@ def test_last_checkpoint_is_whole_after_a_fault(faults, name):
     last = torch.load(folder / (folder / "last_checkpoint").read_text())
     assert {"model", "ema", "trainer", "iteration"} <= set(last)
     assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.skipif(not MAY_MOUNT, reason="needs the right to mount")
+def test_batches_that_do_not_fit_into_shared_memory_go_through_pipes(faults):
+    code, output, folder = faults["no_shared_memory"]
+    assert code == 0, output
+    lines = [line for line in output.splitlines() if "/dev/shm has 0 MiB free" in line]
+    assert len(lines) == 1 and "--shm-size" in lines[0] and "DATALOADER.NUM_WORKERS" in lines[0]
+    assert (folder / "model_final.pth").is_file()

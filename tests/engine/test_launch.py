@@ -2,14 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ASSETS, ROOT
-from runs import forked, options
+from runs import forked, free_port, options, slurm
 
 from ssdlite_d2 import InputError
 from ssdlite_d2.engine.launch import find_place, first_host
@@ -32,23 +31,6 @@ def settings(output, *more):
 
 
 FIRST = ("SOLVER.MAX_ITER", 1)
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def slurm(rank: int, size: int, port: str, machines: int = 1):
-    return {
-        "SLURM_PROCID": str(rank),
-        "SLURM_NTASKS": str(size),
-        "SLURM_LOCALID": str(rank % (size // machines)),
-        "SLURM_NNODES": str(machines),
-        "SLURM_JOB_NODELIST": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
 
 
 @pytest.fixture(scope="module")

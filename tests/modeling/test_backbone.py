@@ -1,3 +1,6 @@
+import ctypes
+import sys
+
 import pytest
 import torch
 from conftest import bare_config
@@ -48,3 +51,34 @@ def test_wrong_options_are_named():
         build_backbone(bare_config(3, "MODEL.SSD.BACKBONE.TAP", "c3"))
     with pytest.raises(InputError, match="EXTRA_CHANNELS has 1 entries and EXTRA_EXPANSION has 4"):
         build_backbone(bare_config(3, "MODEL.SSD.BACKBONE.EXTRA_CHANNELS", "[512]"))
+
+
+@pytest.fixture
+def dirty_memory():
+    """New memory is not zero (glibc fills it with 0xfe), as it is not in a long run."""
+    if sys.platform != "linux":
+        pytest.skip("needs glibc")
+    perturb, libc = -6, ctypes.CDLL(None)
+    libc.mallopt(perturb, 1)
+    yield
+    libc.mallopt(perturb, 0)
+
+
+@pytest.mark.parametrize("block", ["inverted_residual", "depthwise", "sandglass", "conv"])
+def test_gradients_of_taps_that_see_padding_only_are_zero(block, dirty_memory):
+    """In bfloat16 on the CPU, with maps down to 2 x 1 and 1 x 1; found by large numbers."""
+    keys = {"EXTRA_BLOCK": block, "EXTRA_CONVS": [[3, 2, 1]] * 4}
+    opts = [word for k, v in keys.items() for word in (f"MODEL.SSD.BACKBONE.{k}", v)]
+    extras = build_backbone(bare_config(3, *opts)).train().extras
+    x = torch.randn(2, 1280, 8, 2).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        for extra in extras:
+            x = extra(x)
+    x.float().square().sum().backward()
+    strided = [m for m in extras.modules() if isinstance(m, torch.nn.Conv2d) and m.stride[0] > 1]
+    assert len(strided) == 4
+    for conv in strided:
+        assert conv.weight.grad.abs().max() < 1e6
+    centre = torch.zeros(3, 3, dtype=torch.bool)
+    centre[1, 1] = True
+    assert (strided[-1].weight.grad[..., ~centre] == 0).all()  # of a map of one pixel

@@ -15,6 +15,9 @@ from ...errors import InputError
 from .annotations import BAD_ANNOTATION, ClassIds, Problems, box_problem
 from .entry import Entry
 
+LARGEST = 2**16  # side of an image, pixels
+SHOWN = 100  # characters of a wrong part of the file
+
 
 class CocoEntry(Entry):
     """JSON: the annotation file; IMAGES: the folder of its images."""
@@ -54,8 +57,11 @@ class CocoEntry(Entry):
                 problems.add(
                     BAD_ANNOTATION,
                     json_file,
-                    f"an image has no {', '.join(sorted(missing))}: {image}",
+                    f"an image has no {', '.join(sorted(missing))}: {str(image)[:SHOWN]}",
                 )
+                continue
+            if reason := _image_problem(image):
+                problems.add(BAD_ANNOTATION, json_file, f"{reason}: {str(image)[:SHOWN]}")
                 continue
             path = self.path("IMAGES") / image["file_name"]
             objects = [
@@ -93,7 +99,7 @@ def _read_json(name: str, path: str) -> Dict[str, Any]:
         InputError: the file is missing, no JSON, or not COCO's.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
         for category in content["categories"]:
             category["id"], category["name"]
         if not all(isinstance(image, dict) for image in content["images"]):
@@ -108,6 +114,18 @@ def _read_json(name: str, path: str) -> Dict[str, Any]:
             f"data set '{name}': {path} is no COCO file of objects "
             f"({type(error).__name__}: {error})"
         ) from error
+
+
+def _image_problem(image: Dict[str, Any]) -> Optional[str]:
+    """What is wrong with the values of an image, if anything."""
+    if not isinstance(image["id"], (int, str)):
+        return "an image's id is no number or text"
+    if not isinstance(image["file_name"], str) or "\0" in image["file_name"]:
+        return "an image's file_name is no name of a file"
+    sides = image["width"], image["height"]
+    if not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
+        return f"an image's width and height are no numbers of pixels (1 to {LARGEST})"
+    return None
 
 
 def _annotation(

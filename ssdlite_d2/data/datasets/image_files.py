@@ -5,6 +5,7 @@ from typing import Optional, Tuple
 
 from PIL import Image
 
+from ...errors import first_line
 from .annotations import UNREADABLE, Problems
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -19,7 +20,6 @@ def image_size(path: Path, problems: Problems) -> Optional[Tuple[int, int]]:
             width, height = image.size
             turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
     except Exception as error:  # Pillow raises nearly every kind
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        problems.add(UNREADABLE, path, f"cannot be read: {reason}")
+        problems.add(UNREADABLE, path, f"cannot be read: {first_line(error)}")
         return None
     return (width, height) if turned else (height, width)

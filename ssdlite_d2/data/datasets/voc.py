@@ -69,7 +69,11 @@ class VocEntry(Entry):
 
     def _read_split(self, path: Path) -> List[str]:
         try:
-            return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+            return [
+                line.strip()
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if line.strip()
+            ]
         except (OSError, ValueError) as error:
             raise InputError(
                 f"data set '{self.name}': {path}: {getattr(error, 'strerror', error)} (ROOT is "

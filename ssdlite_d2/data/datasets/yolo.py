@@ -72,7 +72,7 @@ class YoloEntry(Entry):
     def _data(self) -> Dict[str, Any]:
         path = self.path("DATA")
         try:
-            content = yaml.safe_load(path.read_text())
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"data set '{self.name}': {path}: {error.strerror}") from error
         except (ValueError, yaml.YAMLError) as error:
@@ -102,7 +102,7 @@ class YoloEntry(Entry):
             if source.is_dir():
                 found += sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
             elif source.is_file():
-                lines = [line.strip() for line in source.read_text().splitlines()]
+                lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
                 found += [source.parent / line for line in lines if line]
             else:
                 raise InputError(f"data set '{self.name}': {source} does not exist")
@@ -123,7 +123,7 @@ def _annotations(
     label: Path, names: Tuple[str, ...], size: Tuple[int, int], ids: ClassIds, problems: Problems
 ) -> List[Dict]:
     try:
-        lines = label.read_text().splitlines() if label.is_file() else []
+        lines = label.read_text(encoding="utf-8").splitlines() if label.is_file() else []
     except (OSError, ValueError) as error:
         problems.add(BAD_ANNOTATION, label, f"cannot be read: {error}")
         return []

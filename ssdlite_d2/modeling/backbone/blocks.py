@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Callable
+from typing import Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,30 @@ class Conv2dSame(nn.Conv2d):
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
             pads += [total // 2, total - total // 2]
         return super().forward(F.pad(x, pads))
+
+
+class StridedConv2d(nn.Conv2d):
+    """A strided convolution whose weight gradient is right in bfloat16 on small maps, too.
+
+    On the CPU, the gradient of taps that see nothing but padding is uninitialised memory. In
+    training, small maps are padded beforehand: no tap sees padding then. See
+    docs/pytorch-bf16-depthwise.md.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+        is_small = min(x.shape[2:]) < max(self.kernel_size) + max(self.stride)
+        if not (self.training and is_small and x.device.type == "cpu"):
+            return super()._conv_forward(x, weight, bias)
+        height, width = self.padding
+        x = F.pad(x, (width, width, height, height))
+        return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+
+def guard_strided(module: nn.Module) -> None:
+    """Make every strided Conv2d of a module a StridedConv2d, in place; names stay."""
+    for child in module.modules():
+        if type(child) is nn.Conv2d and max(child.stride) > 1:
+            child.__class__ = StridedConv2d
 
 
 def pad_same(module: nn.Module) -> None:

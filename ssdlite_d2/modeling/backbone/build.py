@@ -8,7 +8,7 @@ from torch import nn
 
 from ...errors import InputError, one_of
 from ..norm import norm_builder
-from .blocks import pad_same
+from .blocks import guard_strided, pad_same
 from .extras import build_extras
 from .pyramid import SSDBackbone, Tap
 
@@ -35,6 +35,8 @@ def build_ssd_backbone(cfg: CfgNode, features: nn.Sequential, taps: Sequence[Tap
         pad_same(features)
         if node.EXTRA_BLOCK != "conv":  # whose padding EXTRA_CONVS says
             pad_same(extras)
+    for module in (features, extras):
+        guard_strided(module)
     freeze(features, node.FREEZE_AT, node.FREEZE_NORM)
     return SSDBackbone(features, taps, extras, node.EXTRA_CHANNELS)
 
