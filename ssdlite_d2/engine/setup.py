@@ -4,21 +4,41 @@ import argparse
 import logging
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import find_config, load_config
 from ..data.datasets import resolve_datasets
-from ..errors import InputError
+from ..errors import InputError, one_of
 
 
 def finish_config(cfg: CfgNode) -> None:
-    """Settle what the config leaves open: the device, the data sets, the number of classes."""
+    """Settle what the config leaves open: the device, the data sets, the number of classes.
+
+    Raises:
+        InputError: the config is not of a detector that this package trains, or names data sets
+            that cannot be had.
+    """
+    check_architecture(cfg.MODEL.META_ARCHITECTURE)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     resolve_datasets(cfg)
+
+
+def check_architecture(name: str) -> None:
+    """
+    Raises:
+        InputError: MODEL.META_ARCHITECTURE is unknown, or R-CNN, which Detectron2's default is.
+    """
+    one_of("MODEL.META_ARCHITECTURE", name, (known for known, _ in META_ARCH_REGISTRY))
+    if name == get_cfg().MODEL.META_ARCHITECTURE:
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE is {name}, Detectron2's default; a config for SSD begins "
+            "with the line `_BASE_: ssdlite_mnv2.yaml`, or another config of the package"
+        )
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
