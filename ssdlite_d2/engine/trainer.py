@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from ..checkpoint import SSDCheckpointer
 from ..data import SSDDatasetMapper, build_train_loader, report_skipped
 from ..data.datasets import dataset_errors
+from ..data.reader import image_reader
 from ..errors import InputError
 from ..evaluation import BoxEvaluator, VOCEvaluator, merge_results, report_results
 from ..modeling.inference.fused import for_inference
@@ -115,6 +116,7 @@ class SSDTrainer(DefaultTrainer):
                     cfg.DATASETS.TEST,
                     cfg.TEST.PREVIEW_IMAGES,
                     cfg.INPUT.FORMAT,
+                    image_reader(cfg),
                 )
             )
         writers = hooks.PeriodicWriter(self.build_writers(), period=20)
