@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -13,6 +14,7 @@ from detectron2.utils.logger import setup_logger
 from ..config import find_config, load_config
 from ..data.datasets import resolve_datasets
 from ..errors import InputError, one_of
+from .output_dir import lock_folder, set_aside
 
 
 def finish_config(cfg: CfgNode) -> None:
@@ -41,6 +43,17 @@ def check_architecture(name: str) -> None:
         )
 
 
+def claim_folder(cfg: CfgNode, resume: bool) -> None:
+    """Lock OUTPUT_DIR, and set an earlier run's checkpoints there aside; called in every process.
+
+    Raises:
+        InputError: another run writes there.
+    """
+    lock_folder(cfg.OUTPUT_DIR)
+    moved = {} if resume else set_aside(cfg.OUTPUT_DIR)
+    cfg.MODEL.WEIGHTS = moved.get(os.path.realpath(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of Detectron2's command-line arguments; also sets up logging and seeds.
 
@@ -51,9 +64,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     wanted = cfg.MODEL.DEVICE
     finish_config(cfg)
-    cfg.freeze()
     try:
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ssdlite_d2")
+        if not args.eval_only:
+            claim_folder(cfg, args.resume)
+        cfg.freeze()
         default_setup(cfg, args)
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}") from error

@@ -34,6 +34,7 @@ from .ema import EMAHook, ModelEMA
 from .guards import NonFiniteGuard, StopSignal, WorkerDied, failures_reported
 from .hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN, StopHook, checkpoint_name
 from .memory import keep_freed_memory
+from .output_dir import lock_folder, set_aside
 from .solver import amp_dtype, build_optimizer, check_optimizer_state
 from .train_loop import TrainLoop
 from .visuals import PlotHook, PreviewHook
@@ -170,8 +171,10 @@ class SSDTrainer(DefaultTrainer):
         """As the parent's.
 
         Raises:
-            InputError: the processes do not see the same checkpoint.
+            InputError: another run writes to OUTPUT_DIR, or the processes do not see the same
+                checkpoint.
         """
+        lock_folder(self.cfg.OUTPUT_DIR)
         super().resume_or_load(resume)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
@@ -181,6 +184,9 @@ class SSDTrainer(DefaultTrainer):
             )
 
     def train(self):
+        lock_folder(self.cfg.OUTPUT_DIR)
+        if self.start_iter == 0:
+            set_aside(self.cfg.OUTPUT_DIR)
         with self.stop.listening():
             return super().train()
 
