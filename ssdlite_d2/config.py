@@ -1,13 +1,15 @@
 """Every config key that SSD adds to Detectron2's, with its unit and meaning."""
 
-from pathlib import Path
 from typing import Iterable
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
+from .config_file import find_config, get_config_file, merge_file, merge_options
 from .errors import InputError
+
+__all__ = ["add_ssd_config", "find_config", "get_config_file", "load_config", "num_classes_of"]
 
 # Keys of MODEL.SSD by their old names. An old name in a config is an error that tells the new one.
 RENAMED_KEYS = {
@@ -185,6 +187,8 @@ def add_ssd_config(cfg: CN) -> None:
     # Draw a training image's transforms first, then decode and resample no more than they leave.
     # False: one transform after the other, as the paper tells it; boxes are the same.
     _C.INPUT.FAST = True
+    # Images of more pixels are refused before they are decoded, as unreadable ones. 0: none.
+    _C.INPUT.MAX_PIXELS = 100_000_000
     # An image that cannot be read, or is not of the annotated size, in training: "raise" an error,
     # or "skip" it, with a list at the end and in OUTPUT_DIR/skipped_images.txt.
     _C.INPUT.ON_BAD_IMAGE = "raise"
@@ -310,32 +314,6 @@ def num_classes_of(cfg: CN) -> int:
     return len({name for of_set in classes for name in of_set})
 
 
-def get_config_file(name: str) -> str:
-    """Path of a config that comes with the package, such as ``"ssdlite_mnv2.yaml"``.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    package = Path(__file__).resolve().parent
-    folders = (package / "configs", package.parent / "configs")  # installed, checkout
-    for path in (folder / name for folder in folders):
-        if path.is_file():
-            return str(path)
-    known = {str(p.relative_to(f)) for f in folders for p in f.rglob("*.yaml")}
-    raise InputError(f"no config '{name}'; the package has {', '.join(sorted(known))}")
-
-
-def find_config(config_file: str) -> str:
-    """A config file's path: itself, or that of the package's config of this name.
-
-    Raises:
-        InputError: there is neither.
-    """
-    if Path(config_file).is_file():
-        return config_file
-    return get_config_file(config_file.removeprefix("configs/"))
-
-
 def load_config(config_file: str, opts: Iterable[str] = ()) -> CN:
     """A Detectron2 config with SSD's keys, a YAML file and ``KEY VALUE ...`` overrides merged.
 
@@ -344,16 +322,10 @@ def load_config(config_file: str, opts: Iterable[str] = ()) -> CN:
         opts: alternating keys and values.
 
     Raises:
-        InputError: the file is missing or no YAML, or a key or value does not fit.
+        InputError: the file is missing or no YAML of plain values, or a key or value does not fit.
     """
     cfg = get_cfg()
     add_ssd_config(cfg)
-    source = find_config(config_file)
-    try:
-        cfg.merge_from_file(source)
-        source = "the command line"
-        cfg.merge_from_list(list(opts))
-    except Exception as error:  # yacs and yaml raise nearly every kind
-        reason = " ".join(str(error.args[0] if error.args else error).split())
-        raise InputError(f"{source}: {reason}") from error
+    merge_file(cfg, find_config(config_file))
+    merge_options(cfg, opts)
     return cfg

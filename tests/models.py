@@ -1,5 +1,7 @@
-"""Models with random weights that find something."""
+"""Models with random weights that find something, and images."""
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Dict, List
 
@@ -66,3 +68,18 @@ def _scale_predictors(model, images: List[Dict]) -> None:
 
 def _convolutions(module: nn.Module):
     return (m for m in module.modules() if isinstance(m, nn.Conv2d))
+
+
+def png_of_zeros(path, width, height):
+    """A PNG of one bit per pixel, which takes a tenth of a megabyte and decodes to gigabytes."""
+
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + kind + data + check
+
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)

@@ -1,4 +1,5 @@
 from .checkpointer import SSDCheckpointer, numbered_checkpoints
+from .reading import read_weights
 from .torchvision_weights import TorchvisionHandler
 
-__all__ = ["SSDCheckpointer", "TorchvisionHandler", "numbered_checkpoints"]
+__all__ = ["SSDCheckpointer", "TorchvisionHandler", "numbered_checkpoints", "read_weights"]

@@ -1,10 +1,9 @@
 """Checkpoints that are whole, and weights that fit, or an error that says why they do not."""
 
-import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, List
+from typing import Any, Dict, List
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -12,7 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError
+from ..files import write_atomically
 from ..modeling.backbone import trunk_prefix
+from .reading import read_checkpoint, read_weights
+
+NUMBERED = re.compile(r"model_\d{7}\.pth")  # of whatever else is there, nothing is touched
 
 
 class SSDCheckpointer(DetectionCheckpointer):
@@ -110,12 +113,12 @@ class SSDCheckpointer(DetectionCheckpointer):
         candidates = [*last, *(file for file in numbered if file not in last)]
         for file in candidates:
             try:
-                if "trainer" in torch.load(file, map_location="cpu"):
+                if "trainer" in read_weights(file):
                     return str(file)
-                reason = "has no state of a run"
-            except Exception as error:  # unpickling raises nearly every kind
-                reason = f"is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})"
-            self.logger.warning(f"Not resuming from {file}: it {reason}; looking for one before it")
+                reason = "it has no state of a run"
+            except InputError as error:
+                reason = str(error)
+            self.logger.warning(f"Not resuming from {file}: {reason}; looking for one before it")
         if candidates:
             raise InputError(
                 f"OUTPUT_DIR {folder}: none of {len(candidates)} checkpoints can be resumed from; "
@@ -125,15 +128,12 @@ class SSDCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         try:
-            checkpoint = super()._load_file(filename)
-        except Exception as error:  # unpickling raises nearly every kind
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"MODEL.WEIGHTS: {filename} is no checkpoint: {reason}") from error
-        state = checkpoint["model"]
-        if isinstance(state.get("state_dict"), dict):  # as image classifiers are often saved
-            state = state["state_dict"]
+            checkpoint = read_checkpoint(filename, self._parsed_url_during_load.query)
+        except InputError as error:
+            raise InputError(f"MODEL.WEIGHTS: {error}") from error
         prefix = trunk_prefix(getattr(self.model, "module", self.model))
-        checkpoint["model"] = state if prefix is None else trunk_to_backbone(state, prefix)
+        if prefix is not None:
+            checkpoint["model"] = trunk_to_backbone(checkpoint["model"], prefix)
         return checkpoint
 
     def _load_model(self, checkpoint: Dict[str, Any]):
@@ -175,39 +175,10 @@ class SSDCheckpointer(DetectionCheckpointer):
 
 
 def numbered_checkpoints(folder: str) -> List[Path]:
-    """The files ``model_<iteration>.pth`` of a folder, oldest first."""
+    """The files ``model_<iteration>.pth`` of a folder, by their iteration."""
     return sorted(
-        Path(folder).glob("model_[0-9]*.pth"), key=lambda file: (file.stat().st_mtime_ns, file)
+        file for file in Path(folder).glob("model_*.pth") if NUMBERED.fullmatch(file.name)
     )
-
-
-def write_atomically(file: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Let ``write`` fill a file beside the named one, and rename it when it is on the disk.
-
-    Raises:
-        InputError: it cannot be written; the file of that name, if any, is as it was.
-    """
-    temporary = f"{file}.tmp"
-    try:
-        with open(temporary, "wb") as out:
-            write(out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    except (OSError, RuntimeError) as error:  # the latter is what torch.save makes of the former
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        reason = getattr(error, "strerror", None) or _cause(error)
-        raise InputError(
-            f"{file} cannot be written: {reason}; the checkpoints written before are intact"
-        ) from error
-
-
-def _cause(error: Exception) -> str:
-    """What the system said, below an error that does not repeat it."""
-    while error.__context__ is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
 
 
 def trunk_to_backbone(

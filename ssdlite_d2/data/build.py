@@ -20,7 +20,7 @@ from .cache import ImageCache
 from .collate import Batch, MultiScale
 from .dataset_mapper import ON_BAD_IMAGE, SSDDatasetMapper, treatment_of
 from .datasets import dataset_errors
-from .reader import read_image
+from .reader import image_reader
 from .samplers import TrainingStream
 from .skipped import SkippedImages
 from .workers import check_shared_memory, outlive_signals
@@ -69,7 +69,8 @@ def build_train_mapper(cfg: CfgNode, records: Sequence[Dict]) -> SSDDatasetMappe
     """
     one_of("DATALOADER.CACHE", cfg.DATALOADER.CACHE, CACHES)
     one_of("INPUT.ON_BAD_IMAGE", cfg.INPUT.ON_BAD_IMAGE, ON_BAD_IMAGE)
-    read = ImageCache(records) if cfg.DATALOADER.CACHE == "ram" else read_image
+    read = image_reader(cfg)
+    read = ImageCache(records, read) if cfg.DATALOADER.CACHE == "ram" else read
     on_skip = SkippedImages(cfg.OUTPUT_DIR) if cfg.INPUT.ON_BAD_IMAGE == "skip" else None
     return SSDDatasetMapper(cfg, True, records=records, read=read, on_skip=on_skip)
 

@@ -1,7 +1,7 @@
 """Decoded images kept in memory that all loader workers share."""
 
 import mmap
-from typing import Dict, Sequence
+from typing import Callable, Dict, Sequence
 
 import numpy as np
 
@@ -18,14 +18,16 @@ class ImageCache:
     by fork share the memory; others have one each.
     """
 
-    def __init__(self, records: Sequence[Dict]):
+    def __init__(self, records: Sequence[Dict], read: Callable[..., np.ndarray] = read_image):
         """
         Args:
             records: dataset dicts with ``file_name``, ``height`` and ``width``.
+            read: as ``read_image``.
 
         Raises:
             InputError: the images do not fit into the free memory.
         """
+        self.read = read
         self.slots = {}  # first byte, height, width
         end = len(records)  # that many bytes say which images are there
         for index, record in enumerate(records):
@@ -45,7 +47,7 @@ class ImageCache:
         self.memory = np.frombuffer(mmap.mmap(-1, self.size), dtype=np.uint8)  # zeros, unused yet
 
     def __getstate__(self) -> Dict:
-        return {"slots": self.slots, "size": self.size}
+        return {"slots": self.slots, "size": self.size, "read": self.read}
 
     def __setstate__(self, state: Dict) -> None:
         self.__dict__.update(state)
@@ -56,7 +58,7 @@ class ImageCache:
         index, start, height, width = self.slots[path]
         kept = self.memory[start : start + height * width * 3].reshape(height, width, 3)
         if not self.memory[index]:
-            image = read_image(path, image_format)
+            image = self.read(path, image_format)
             if image.shape != kept.shape:
                 return image
             kept[...] = image

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from ..errors import InputError, one_of
 from .augmentation import Resize, build_augmentation, is_composable, to_size
-from .reader import read_image
+from .reader import image_reader, read_image
 from .rendering import Sketch
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class SSDDatasetMapper:
             "fast": cfg.INPUT.FAST,
             "crowd": cfg.DATASETS.CROWD,
             "difficult": cfg.DATASETS.DIFFICULT,
+            "read": image_reader(cfg),
             "mosaic_prob": cfg.INPUT.MOSAIC.PROB if is_train and kwargs.get("records") else 0.0,
             **kwargs,
         }

@@ -1,13 +1,19 @@
 """Reading of image files."""
 
-from typing import Optional
+import struct
+from functools import partial
+from io import BytesIO
+from typing import Callable, Optional, Tuple
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError, first_line
+from ..files import read_regular
 
 # OpenCV decodes JPEGs to a fraction of their size without computing the rest.
 REDUCED = {
@@ -16,25 +22,36 @@ REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 END_OF_JPEG, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # a JPEG's markers that a size follows
+MAX_PIXELS = 100_000_000
 
 
-def read_image(path: str, image_format: str = "RGB", reduction: int = 1) -> np.ndarray:
+def read_image(
+    path: str, image_format: str = "RGB", reduction: int = 1, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """An image as its EXIF orientation wants it seen, grey ones as colour, alpha left out.
 
     Args:
         image_format: ``"RGB"`` or ``"BGR"``; others are Detectron2's.
         reduction: 1, 2, 4 or 8: the size is divided by it, rounding up; a pixel is the mean of
             those that fall together.
+        max_pixels: INPUT.MAX_PIXELS. A larger image is not decoded: a file of 100 kB can take
+            gigabytes. 0: any.
 
     Returns:
         (ceil(h / reduction), ceil(w / reduction), 3) uint8.
 
     Raises:
-        InputError: the file is missing, truncated or no image.
+        InputError: the file is missing, truncated, too large or no image.
     """
     try:
-        with PathManager.open(path, "rb") as file:
-            data = file.read()
+        data = read_regular(PathManager.get_local_path(path) if "://" in path else path)
+        if max_pixels:
+            width, height = _stored_size(data)
+            if width * height > max_pixels:
+                raise ValueError(
+                    f"it has {width} x {height} pixels, and INPUT.MAX_PIXELS is {max_pixels}"
+                )
         is_jpeg = data[:2] == b"\xff\xd8"
         image = _decode(data, image_format, is_jpeg, reduction)
         if image is None:  # what OpenCV does not read, Pillow may; and it says what is wrong
@@ -42,6 +59,27 @@ def read_image(path: str, image_format: str = "RGB", reduction: int = 1) -> np.n
         return image if is_jpeg else reduce_image(image, reduction)
     except Exception as error:  # decoders raise nearly every kind
         raise InputError(f"image {path} cannot be read: {first_line(error)}") from error
+
+
+def image_reader(cfg: CfgNode) -> Callable[..., np.ndarray]:
+    """``read_image`` with the config's limit."""
+    return partial(read_image, max_pixels=cfg.INPUT.MAX_PIXELS)
+
+
+def _stored_size(data: bytes) -> Tuple[int, int]:
+    """(width, height) in an image file's header. Pillow knows all formats, and takes longer."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        return struct.unpack(">II", data[16:24])
+    place = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        if data[place + 1] in FRAMES:
+            return struct.unpack(">HH", data[place + 5 : place + 9])[::-1]
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return image.size
+    except UnidentifiedImageError as error:
+        raise ValueError("cannot identify image file") from error
 
 
 def reduce_image(image: np.ndarray, reduction: int) -> np.ndarray:

@@ -3,8 +3,8 @@
 import hashlib
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from functools import partial
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -26,6 +26,7 @@ from ..data.datasets.annotations import (
 from ..data.datasets.image_files import EXIF_ORIENTATION
 from ..data.reader import read_image
 from ..errors import InputError, first_line
+from ..files import read_regular
 
 TRUNCATED = "truncated"
 WRONG_SIZE = "wrong-size"
@@ -104,15 +105,19 @@ def check_boxes(record: Dict) -> List[Problem]:
     return found
 
 
-def read_facts(path: str) -> ImageFacts:
-    """Decode an image."""
+def read_facts(path: str, read: Callable[..., np.ndarray] = read_image) -> ImageFacts:
+    """Decode an image.
+
+    Args:
+        read: as ``read_image``.
+    """
     try:
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        digest = hashlib.sha256(read_regular(path)).hexdigest()
     except (OSError, ValueError) as error:  # the latter of names that no file can have
         reason = getattr(error, "strerror", None) or str(error)
         return ImageFacts("", None, False, (MISSING_IMAGE, reason))
     try:
-        size = read_image(path).shape[:2]
+        size = read(path).shape[:2]
     except InputError as error:
         reason = str(error).split("cannot be read: ")[-1]
         kind = TRUNCATED if "truncated" in reason else UNREADABLE
@@ -158,10 +163,13 @@ def check_images(
     return found
 
 
-def read_all_facts(paths: List[str], workers: int) -> Iterable[ImageFacts]:
+def read_all_facts(
+    paths: List[str], workers: int, read: Callable[..., np.ndarray] = read_image
+) -> Iterable[ImageFacts]:
     """``read_facts`` of every path, in order, by some processes."""
+    facts = partial(read_facts, read=read)
     if workers <= 1:
-        yield from map(read_facts, paths)
+        yield from map(facts, paths)
         return
     with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(read_facts, paths, chunksize=16)
+        yield from pool.map(facts, paths, chunksize=16)

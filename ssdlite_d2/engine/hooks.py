@@ -4,17 +4,19 @@ import math
 import os
 from typing import Callable, Optional
 
-import torch
 from detectron2.engine import HookBase, hooks
 from torch import nn
 
-from ..checkpoint import SSDCheckpointer, numbered_checkpoints
+from ..checkpoint import SSDCheckpointer, numbered_checkpoints, read_weights
 from .guards import StopSignal
 from .train_loop import gather_rows
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
     """The parent, which can keep the newest files only and end with the averaged weights.
+
+    The parent's own ``max_to_keep`` knows the files of this process only: those that a run wrote
+    before it was resumed would stay for ever.
 
     Saves ``model_<iteration>.pth`` and, at the end, ``model_final.pth``. When that is the average,
     it has nothing else, and the run's whole state is in a ``model_<iteration>.pth`` beside it.
@@ -48,10 +50,12 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             self.checkpointer.export("model_final", self._final, iteration=iteration)
 
     def save_state(self, iteration: int) -> None:
-        """Save ``model_<iteration>.pth`` and delete what is not kept."""
-        self.checkpointer.save(checkpoint_name(iteration), iteration=iteration)
+        """Save ``model_<iteration>.pth`` and delete what is not kept, of other iterations."""
+        name = checkpoint_name(iteration)
+        self.checkpointer.save(name, iteration=iteration)
         files = numbered_checkpoints(self.checkpointer.save_dir)
-        for file in files[: -self._keep] if self._keep else []:
+        others = [file for file in files if file.stem != name]
+        for file in others[: max(0, len(others) + 1 - self._keep)] if self._keep else []:
             file.unlink()
 
 
@@ -76,7 +80,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         file = os.path.join(self._checkpointer.save_dir, f"{self._file_prefix}.pth")
         if self.trainer.start_iter == 0 or not os.path.isfile(file):
             return
-        saved = torch.load(file, map_location="cpu", mmap=True)
+        saved = read_weights(file, mmap=True)
         best = saved.get("best", {})
         if best.get("metric") == self._val_metric:
             self.best_metric, self.best_iter = best["value"], saved["iteration"]

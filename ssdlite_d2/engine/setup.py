@@ -2,23 +2,56 @@
 
 import argparse
 import logging
+import os
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import find_config, load_config
 from ..data.datasets import resolve_datasets
-from ..errors import InputError
+from ..errors import InputError, one_of
+from .output_dir import lock_folder, set_aside
 
 
 def finish_config(cfg: CfgNode) -> None:
-    """Settle what the config leaves open: the device, the data sets, the number of classes."""
+    """Settle what the config leaves open: the device, the data sets, the number of classes.
+
+    Raises:
+        InputError: the config is not of a detector that this package trains, or names data sets
+            that cannot be had.
+    """
+    check_architecture(cfg.MODEL.META_ARCHITECTURE)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     resolve_datasets(cfg)
+
+
+def check_architecture(name: str) -> None:
+    """
+    Raises:
+        InputError: MODEL.META_ARCHITECTURE is unknown, or R-CNN, which Detectron2's default is.
+    """
+    one_of("MODEL.META_ARCHITECTURE", name, (known for known, _ in META_ARCH_REGISTRY))
+    if name == get_cfg().MODEL.META_ARCHITECTURE:
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE is {name}, Detectron2's default; a config for SSD begins "
+            "with the line `_BASE_: ssdlite_mnv2.yaml`, or another config of the package"
+        )
+
+
+def claim_folder(cfg: CfgNode, resume: bool) -> None:
+    """Lock OUTPUT_DIR, and set an earlier run's checkpoints there aside; called in every process.
+
+    Raises:
+        InputError: another run writes there.
+    """
+    lock_folder(cfg.OUTPUT_DIR)
+    moved = {} if resume else set_aside(cfg.OUTPUT_DIR)
+    cfg.MODEL.WEIGHTS = moved.get(os.path.realpath(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -31,9 +64,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     wanted = cfg.MODEL.DEVICE
     finish_config(cfg)
-    cfg.freeze()
     try:
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ssdlite_d2")
+        if not args.eval_only:
+            claim_folder(cfg, args.resume)
+        cfg.freeze()
         default_setup(cfg, args)
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}") from error

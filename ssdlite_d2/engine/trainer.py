@@ -27,6 +27,7 @@ from ..checkpoint import SSDCheckpointer
 from ..data import SSDDatasetMapper, build_train_loader, report_skipped
 from ..data.collate import Batch
 from ..data.datasets import dataset_errors
+from ..data.reader import image_reader
 from ..data.workers import outlive_signals
 from ..errors import InputError
 from ..evaluation import BoxEvaluator, VOCEvaluator, merge_results, report_results
@@ -36,6 +37,7 @@ from .ema import EMAHook, ModelEMA
 from .guards import INTERRUPTED, NonFiniteGuard, StopSignal, WorkerDied, failures_reported
 from .hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN, StopHook, checkpoint_name
 from .memory import keep_freed_memory
+from .output_dir import lock_folder, set_aside
 from .solver import amp_dtype, build_optimizer, check_optimizer_state
 from .train_loop import TrainLoop
 from .visuals import PlotHook, PreviewHook
@@ -118,6 +120,7 @@ class SSDTrainer(DefaultTrainer):
                     cfg.DATASETS.TEST,
                     cfg.TEST.PREVIEW_IMAGES,
                     cfg.INPUT.FORMAT,
+                    image_reader(cfg),
                 )
             )
         writers = hooks.PeriodicWriter(self.build_writers(), period=20)
@@ -171,8 +174,10 @@ class SSDTrainer(DefaultTrainer):
         """As the parent's.
 
         Raises:
-            InputError: the processes do not see the same checkpoint.
+            InputError: another run writes to OUTPUT_DIR, or the processes do not see the same
+                checkpoint.
         """
+        lock_folder(self.cfg.OUTPUT_DIR)
         super().resume_or_load(resume)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
@@ -182,6 +187,9 @@ class SSDTrainer(DefaultTrainer):
             )
 
     def train(self):
+        lock_folder(self.cfg.OUTPUT_DIR)
+        if self.start_iter == 0:
+            set_aside(self.cfg.OUTPUT_DIR)
         with self.stop.listening():
             return super().train()
 

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import json
 import os
-from typing import Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -38,7 +38,13 @@ class PreviewHook(HookBase):
     """
 
     def __init__(
-        self, period: int, model: nn.Module, names: Sequence[str], count: int, image_format: str
+        self,
+        period: int,
+        model: nn.Module,
+        names: Sequence[str],
+        count: int,
+        image_format: str,
+        read: Callable[..., np.ndarray] = read_image,
     ):
         """
         Args:
@@ -47,12 +53,14 @@ class PreviewHook(HookBase):
             names: of the data sets.
             count: images of each.
             image_format: of the images that the model takes, such as "RGB".
+            read: as ``read_image``.
         """
         self._period = period
         self._model = model
         self._names = names
         self._count = count
         self._format = image_format
+        self._read = read
         self._records: List[Tuple[str, Dict]] = []
 
     def after_step(self) -> None:
@@ -79,12 +87,12 @@ class PreviewHook(HookBase):
 
     def _image(self, name: str, record: Dict) -> np.ndarray:
         """(3, h, w) uint8."""
-        image = read_image(record["file_name"], self._format)
+        image = self._read(record["file_name"], self._format)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         height, width = image.shape[:2]
         found = self._model([{"image": pixels, "height": height, "width": width}])[0]["instances"]
         found = found[found.scores >= SCORE].to("cpu")
-        rgb = read_image(record["file_name"], "RGB")
+        rgb = self._read(record["file_name"], "RGB")
         drawn = side_by_side(rgb, found, record, MetadataCatalog.get(name))
         return drawn.transpose(2, 0, 1)
 

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterator, List, Set, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -16,14 +17,18 @@ from torch import nn
 
 from ..data.datasets.register import classes_of
 from ..errors import InputError
+from ..files import read_regular
 from ..modeling import SSD
-from .formats import Format, Job
+from .bundled.detector import is_inside
+from .formats import Format, Job, find_format
 from .graph import ExportedSSD, WithNMS
 from .options import ExportOptions
 from .parity import check_parity, write_parity
 from .quantization import quantize
 
 logger = logging.getLogger(__name__)
+
+TEXTS = ("labels.txt", "model.json", "config.yaml", "predict.py", "detector.py", "parity.json")
 
 
 def export_bundle(cfg: CfgNode, model: SSD, output: str, options: ExportOptions) -> Dict:
@@ -32,7 +37,7 @@ def export_bundle(cfg: CfgNode, model: SSD, output: str, options: ExportOptions)
     Args:
         cfg: the model's finished config.
         model: with its weights, on the CPU.
-        output: the folder to make. A bundle that is there already is replaced.
+        output: the folder to make. A bundle that is there already is replaced, file by file.
 
     Returns:
         dict: the parity report; empty when the options leave it out.
@@ -67,34 +72,84 @@ def export_bundle(cfg: CfgNode, model: SSD, output: str, options: ExportOptions)
         if options.parity_images and chosen.runs_here:
             report = check_parity(cfg, model, folder, options)
             write_parity(folder, report, options)
+        spec["files"] = files_of(folder)  # which the next export there may replace
+        write_texts(folder, spec, cfg)
     return report
 
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``output`` when the block ends without an error.
+    """A temporary folder whose files are in ``output`` when the block ends without an error.
+
+    What an earlier export has written there is replaced or removed; other files stay as they are.
 
     Raises:
-        InputError: ``output`` cannot be made, or is there and no bundle.
+        InputError: ``output`` cannot be made, or has files and no bundle.
     """
-    whole = output / "model.json"
-    if output.exists() and not (output.is_dir() and (whole.is_file() or not any(output.iterdir()))):
-        raise InputError(f"--output: {output} exists and is no bundle; name another folder")
+    earlier = exported_files(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        place = output if output.exists() else output.parent
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=place))
     except OSError as error:
         raise InputError(f"--output: {output}: {error.strerror}") from error
     try:
         yield folder
         folder.chmod(0o755)
-        before = folder.with_name(folder.name + "-before")
-        if output.exists():
-            output.rename(before)
-        folder.rename(output)
-        shutil.rmtree(before, ignore_errors=True)
+        if place == output:
+            replace_files(output, earlier, folder)
+        else:
+            folder.rename(output)
+    except OSError as error:
+        raise InputError(f"--output: {output}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def exported_files(output: Path) -> Set[str]:
+    """What an earlier export wrote to a folder, as its model.json has it.
+
+    Raises:
+        InputError: there is something else.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return set()
+    try:
+        spec = json.loads(read_regular(output / "model.json"))
+        find_format(spec["format"])
+        names = spec.get("files", [*spec["sha256"], *TEXTS])  # older ones have no list
+        root = output.resolve()
+        inside = filter(is_inside, names)
+        return {name for name in inside if (root / name).parent.resolve().is_relative_to(root)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"--output: {output} exists and is no bundle; name another folder"
+        ) from error
+
+
+def replace_files(output: Path, earlier: Set[str], folder: Path) -> None:
+    """Move a folder's files to a bundle's, model.json last, and remove what is left of that.
+
+    Raises:
+        InputError: one of them would replace a file that no export wrote.
+    """
+    names = files_of(folder)
+    foreign = [name for name in names if name not in earlier and os.path.lexists(output / name)]
+    if foreign:
+        raise InputError(
+            f"--output: {output / foreign[0]} is of no export and would be overwritten; name "
+            "another folder"
+        )
+    for name in sorted(names, key="model.json".__eq__):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / name, output / name)
+    for name in earlier - set(names):
+        (output / name).unlink(missing_ok=True)
+
+
+def files_of(folder: Path) -> List[str]:
+    """All files below a folder."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
 def exported_module(
@@ -169,9 +224,9 @@ def commit() -> str:
 
 def write_texts(folder: Path, spec: Dict, cfg: CfgNode) -> None:
     """labels.txt, model.json, config.yaml, and the programs."""
-    (folder / "labels.txt").write_text("\n".join(spec["classes"]) + "\n")
+    (folder / "labels.txt").write_text("\n".join(spec["classes"]) + "\n", "utf-8")
     (folder / "model.json").write_text(json.dumps(spec, indent=1) + "\n")
-    (folder / "config.yaml").write_text(cfg.dump())
+    (folder / "config.yaml").write_text(cfg.dump(), "utf-8")
     for name in ("predict.py", "detector.py"):
         shutil.copyfile(Path(__file__).parent / "bundled" / name, folder / name)
 

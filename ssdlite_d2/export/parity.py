@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes
 from tabulate import tabulate
 
-from ..data.reader import read_image
+from ..data.reader import image_reader
 from ..errors import InputError
 from ..modeling import SSD
 from .accuracy import Found, average_precision
@@ -166,12 +166,12 @@ def check_parity(cfg: CfgNode, model: SSD, folder: Path, options: ExportOptions)
     """
     name = parity_dataset(cfg, options)
     records = choose_records(name, options.parity_images, "--parity-dataset")
-    detector = Detector(folder)
+    detector, read = Detector(folder), image_reader(cfg)
     comparison = Comparison()
     ours, theirs = [], []  # detections on the whole way from the image
     pixels = TOLERANCE.get(options.precision, TOLERANCE["fp16"])[2]
     for record in records:
-        image = read_image(record["file_name"], "BGR")
+        image = read(record["file_name"], "BGR")
         size = image.shape[:2]
         prepared = detector.prepare([image])
         outputs = detector.run(prepared)

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from typing import Dict, List
+from typing import Callable, Dict, List
 
 import numpy as np
 import tqdm
@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from ..config import load_config
 from ..data.datasets.annotations import Problem
+from ..data.reader import image_reader
 from ..diagnostics.coverage import anchor_coverage, anchors_of
 from ..diagnostics.defects import (
     KINDS,
@@ -60,7 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_defects(names: List[str], records: Dict[str, List[Dict]], workers: int):
+def find_defects(names: List[str], records: Dict[str, List[Dict]], workers: int, read: Callable):
     """All problems of the sets, by name; fills ``records`` with their dataset dicts."""
     found = {}
     for name in names:
@@ -68,7 +69,7 @@ def find_defects(names: List[str], records: Dict[str, List[Dict]], workers: int)
         for record in records[name]:
             found[name] += check_boxes(record)
     paths = [record["file_name"] for name in names for record in records[name]]
-    facts = tqdm.tqdm(read_all_facts(paths, workers), total=len(paths), unit="image")
+    facts = tqdm.tqdm(read_all_facts(paths, workers, read), total=len(paths), unit="image")
     for name, problems in check_images(records, facts).items():
         found[name] += problems
     return found
@@ -146,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     if not names:
         raise InputError("DATASETS.TRAIN and DATASETS.TEST name no data set")
     records: Dict[str, List[Dict]] = {}
-    found = find_defects(names, records, args.workers)
+    found = find_defects(names, records, args.workers, image_reader(cfg))
     anchors = anchors_of(cfg)
     report = {}
     for name in names:

@@ -6,7 +6,6 @@ python -m ssdlite_d2.tools.convert_checkpoint --source lufficc \
 
 import argparse
 import os
-import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Dict
@@ -17,10 +16,12 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from ..checkpoint.convert import SOURCES, convert
+from ..checkpoint.reading import read_weights, state_of
 from ..checkpoint.tensorflow import is_variable
 from ..config import load_config
 from ..engine import finish_config
 from ..errors import InputError
+from ..files import write_atomically
 from .program import one_line_errors
 
 
@@ -34,23 +35,8 @@ def read_source(path: str) -> Dict[str, Tensor]:
         return _read_npz(path)
     if path.endswith((".pb", ".index", ".ckpt")) or os.path.isfile(path + ".index"):
         return _read_tensorflow(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} is not a file of tensors alone, or is damaged: reading it could run code that "
-            "is stored in it, so it is refused"
-        ) from error
-    except Exception as error:  # a truncated file raises nearly every kind
-        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"{path} holds no state dict")
-    return {name.removeprefix("module."): value for name, value in content.items()}
+    state = state_of(read_weights(path), path)
+    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def _read_npz(path: str) -> Dict[str, Tensor]:
@@ -81,24 +67,14 @@ def _read_tensorflow(path: str) -> Dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
 
 
-def write_checkpoint(state: Dict[str, Tensor], path: str) -> None:
-    """Write a whole file or none."""
-    unfinished = f"{path}.unfinished"
-    try:
-        torch.save({"model": state, "__author__": "ssdlite_d2"}, unfinished)
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:
-        Path(unfinished).unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
-
-
 def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = "cpu"
     finish_config(cfg)
     source = read_source(args.input)
     converted = convert(args.source, source, build_model(cfg))
-    write_checkpoint(converted.state, args.output)
+    content = {"model": converted.state, "__author__": "ssdlite_d2"}
+    write_atomically(args.output, lambda out: torch.save(content, out))
     print(f"{len(source)} tensors read, {len(converted.state)} written to {args.output}")
     for reason, count in Counter(converted.dropped.values()).items():
         names = [name for name, r in converted.dropped.items() if r == reason]

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Iterable, Iterator, List, Sequence, Tuple
+from typing import Callable, Iterable, Iterator, List, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -23,10 +23,11 @@ from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
 
 from ..config import load_config
-from ..data.reader import read_image
+from ..data.reader import image_reader
 from ..engine import build_predictor, finish_config
 from ..engine.predictor import SSDPredictor
 from ..errors import InputError
+from .drawings import drawing_paths, make_folder, refuse_sources
 from .program import program
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -95,10 +96,16 @@ def run_on_images(
     to_file = bool(output) and Path(output).suffix.lower() in IMAGES
     if to_file and len(paths) > 1:
         raise InputError(f"--output {output} is one file for {len(paths)} images; name a folder")
-    if output:
-        _make_folder(Path(output).parent if to_file else Path(output))
+    targets = {}
+    if to_file:
+        refuse_sources(paths, output)
+        make_folder(Path(output).parent)
+        targets = {paths[0]: output}
+    elif output:
+        targets = dict(zip(paths, drawing_paths(paths, output)))
     readable = 0
-    images = _read_images(tqdm.tqdm(paths, disable=not output))
+    read = image_reader(predictor.cfg)
+    images = _read_images(tqdm.tqdm(paths, disable=not output), read)
     for batch in _batches(images, batch_size if output else 1):
         readable += len(batch)
         for (path, image), instances in zip(batch, detect(predictor, [x for _, x in batch])):
@@ -109,17 +116,16 @@ def run_on_images(
                 if cv2.waitKey(0) == 27:  # escape
                     return 0
             else:
-                target = output if to_file else os.path.join(output, os.path.basename(path))
-                if not cv2.imwrite(target, drawn):
-                    raise InputError(f"--output: cannot write {target}")
+                if not cv2.imwrite(str(targets[path]), drawn):
+                    raise InputError(f"--output: cannot write {targets[path]}")
     return len(paths) - readable
 
 
-def _read_images(paths: Iterable[str]) -> Iterator[Tuple[str, np.ndarray]]:
+def _read_images(paths: Iterable[str], read: Callable) -> Iterator[Tuple[str, np.ndarray]]:
     """(path, BGR image) of those that can be read; the others are logged."""
     for path in paths:
         try:
-            yield path, read_image(path, "BGR")
+            yield path, read(path, "BGR")
         except InputError as error:
             logger.error(str(error))
 
@@ -162,7 +168,7 @@ def run_on_video(predictor: SSDPredictor, source, output: str, batch_size: int =
             target = target / (Path(str(source)).stem + ".mp4")
         if target.exists():
             raise InputError(f"--output: {target} exists")
-        _make_folder(target.parent)
+        make_folder(target.parent)
         fps = video.get(cv2.CAP_PROP_FPS) or 30.0
         writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
         if not writer.isOpened():
@@ -192,13 +198,6 @@ def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
         if not good:
             return
         yield frame
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output: {path}: {error.strerror}") from error
 
 
 def run(args: argparse.Namespace) -> int:

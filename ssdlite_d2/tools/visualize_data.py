@@ -4,6 +4,7 @@ python -m ssdlite_d2.tools.visualize_data --config-file configs/ssdlite_mnv2_bcc
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence
 
@@ -19,6 +20,7 @@ from ..data.build import build_collator, build_train_mapper, load_train_records
 from ..data.dataset_mapper import IGNORED
 from ..engine import finish_config
 from ..errors import InputError
+from .drawings import make_folder, refuse_sources
 from .program import program
 
 GAP = 4  # pixels between the images of a sheet
@@ -39,9 +41,9 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def training_samples(cfg: CfgNode, count: int, repeat: int) -> Iterator[Dict]:
+def training_samples(cfg: CfgNode, records: List[Dict], count: int, repeat: int) -> Iterator[Dict]:
     """What the training loader makes of images spread over the training sets."""
-    records = DatasetFromList(load_train_records(cfg), copy=False)
+    records = DatasetFromList(records, copy=False)
     mapper, collate = build_train_mapper(cfg, records), build_collator(cfg)
     for index in np.linspace(0, len(records) - 1, min(count, len(records))).astype(int):
         for _ in range(repeat):
@@ -90,12 +92,14 @@ def run(args: argparse.Namespace) -> List[Path]:
     finish_config(cfg)
     seed_all_rng(args.seed)
     output, per_sheet = Path(args.output), args.columns * args.rows
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output: {output}: {error.strerror}") from error
+    records = load_train_records(cfg)
+    folders = {os.path.dirname(record["file_name"]): record["file_name"] for record in records}
+    refuse_sources(list(folders.values()), output)
+    make_folder(output)
     cfg.OUTPUT_DIR = str(output)  # where a list of skipped images goes
-    images = [draw(sample, cfg) for sample in training_samples(cfg, args.count, args.repeat)]
+    images = [
+        draw(sample, cfg) for sample in training_samples(cfg, records, args.count, args.repeat)
+    ]
     paths = []
     for start in range(0, len(images), per_sheet):
         paths.append(output / f"sheet{len(paths):03d}.jpg")

@@ -5,7 +5,6 @@ python -m ssdlite_d2.tools.visualize_results --config-file configs/ssdlite_mnv2_
 """
 
 import argparse
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,10 +13,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import load_config
 from ..data.datasets import dataset_errors
-from ..data.reader import read_image
+from ..data.reader import image_reader
 from ..engine import build_predictor, finish_config
 from ..engine.visuals import side_by_side
 from ..errors import InputError
+from .drawings import drawing_paths
 from .program import program
 
 
@@ -50,16 +50,14 @@ def run(args: argparse.Namespace) -> None:
     # the images with the most objects of each stretch of the data set: spread, and not empty
     stretches = np.array_split(np.arange(len(records)), min(args.count, len(records)))
     chosen = [max(s, key=lambda i: len(records[i]["annotations"])) for s in stretches]
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for record in tqdm.tqdm([records[i] for i in chosen]):
-        image = read_image(record["file_name"], "BGR")
+    records, read = [records[i] for i in chosen], image_reader(cfg)
+    paths = drawing_paths([record["file_name"] for record in records], args.output, ".jpg")
+    for record, path in zip(tqdm.tqdm(records), paths):
+        image = read(record["file_name"], "BGR")
         instances = predictor(image)["instances"].to("cpu")
         drawn = side_by_side(image[:, :, ::-1], instances, record, MetadataCatalog.get(name))
-        paths.append(output / f"{Path(record['file_name']).stem}.jpg")
-        if not cv2.imwrite(str(paths[-1]), drawn[:, :, ::-1]):
-            raise InputError(f"--output: cannot write {paths[-1]}")
+        if not cv2.imwrite(str(path), drawn[:, :, ::-1]):
+            raise InputError(f"--output: cannot write {path}")
     print(f"Detections (left) and true boxes (right), {len(paths)} images of '{name}':")
     print("\n".join(f"  {path}" for path in paths))
 

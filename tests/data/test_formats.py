@@ -1,6 +1,7 @@
 """Data sets of every format, from YAML alone."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -162,6 +163,23 @@ def test_coco_with_crowds_empty_images_and_gaps_in_its_ids(root):
 def test_wrong_coco_annotations_are_named(root, objects, words):
     resolved(coco_file(root, "c", [(7, "cat")], objects))
     with pytest.raises(InputError, match=words):
+        load("c")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"images": ' + '{"a": ' * 100_000, b"\xff\xfe\xff"]
+)
+def test_coco_files_that_are_none_are_named(root, text):
+    """Nested too deep, or no text."""
+    (root / "c.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match="c.json is no COCO file of objects"):
+        resolved({"NAME": "c", "FORMAT": "coco", "JSON": "c.json", "IMAGES": "img"})
+
+
+def test_a_pipe_is_no_coco_file(root):
+    os.mkfifo(root / "c.json")
+    resolved({"NAME": "c", "FORMAT": "coco", "JSON": "c.json", "IMAGES": "i", "CLASSES": ["x"]})
+    with pytest.raises(InputError, match="c.json: not a regular file"):
         load("c")
 
 

@@ -1,10 +1,18 @@
+import os
+import resource
+import time
+
 import cv2
 import numpy as np
 import pytest
+from conftest import bare_config
+from models import png_of_zeros
 from PIL import Image
 
 from ssdlite_d2 import InputError
+from ssdlite_d2.data import SSDDatasetMapper
 from ssdlite_d2.data.reader import read_image
+from ssdlite_d2.diagnostics.defects import read_facts
 
 SIZE = (61, 83)
 
@@ -97,3 +105,44 @@ def test_bad_files_are_named(folder, tmp_path, name, content, words):
     message = str(error.value)
     assert message.startswith(f"image {tmp_path / name} cannot be read: ") and words in message
     assert "\n" not in message
+
+
+def test_an_image_above_the_limit_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "huge.png"
+    png_of_zeros(path, 30_000, 30_000)
+    assert path.stat().st_size < 120_000
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    words = "30000 x 30000 pixels, and INPUT.MAX_PIXELS is 100000000"
+    with pytest.raises(InputError, match=words):
+        read_image(str(path))
+    assert "30000 x 30000" in read_facts(str(path)).problem[1]
+    record = {"file_name": str(path), "height": 30_000, "width": 30_000, "annotations": []}
+    with pytest.raises(InputError, match=words):
+        SSDDatasetMapper(bare_config(3), True)(record)
+    assert time.perf_counter() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif", "gif"])
+def test_the_limit_is_on_the_pixels_of_the_file(folder, suffix):
+    path, pixels = str(folder / f"rgb.{suffix}"), SIZE[0] * SIZE[1]
+    image = read_image(path, max_pixels=pixels)
+    assert np.array_equal(image, read_image(path, max_pixels=0))
+    with pytest.raises(InputError, match="83 x 61 pixels, and INPUT.MAX_PIXELS is 5062"):
+        read_image(path, reduction=2, max_pixels=pixels - 1)
+
+
+def test_the_key_reaches_the_mapper(folder):
+    cfg = bare_config(3, "INPUT.MAX_PIXELS", 100)
+    record = {"file_name": str(folder / "rgb.jpg"), "height": 61, "width": 83, "annotations": []}
+    for is_train in (True, False):
+        with pytest.raises(InputError, match="INPUT.MAX_PIXELS is 100"):
+            SSDDatasetMapper(cfg, is_train)(record)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", "/dev/zero", tmp_path):
+        with pytest.raises(InputError, match=f"image {path} cannot be read: "):
+            read_image(str(path))
+    assert read_facts(str(tmp_path / "pipe.jpg")).problem[1] == "not a regular file"

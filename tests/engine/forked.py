@@ -5,6 +5,7 @@ lists of runs at the same time; prints a JSON list of their exit codes (negative
 outputs.
 """
 
+import glob
 import json
 import os
 import resource
@@ -25,7 +26,7 @@ class Run(NamedTuple):
     args: List[str]
     send: int = 0  # signal
     to: str = "run"  # "run"; "worker", one of its loader's processes; "group", all of them
-    when: str = ""  # this file exists
+    when: str = ""  # a file of this pattern exists
     delay: float = 0.0  # seconds after that
     before: str = ""  # Python code run first
     file_limit: int = 0  # largest file that may be written, bytes
@@ -60,7 +61,7 @@ def child(run: Run, output) -> None:
 
 
 def hurt(run: Run, pid: int) -> None:
-    while not os.path.exists(run.when):
+    while not glob.glob(run.when):
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return  # over already
         time.sleep(0.002)

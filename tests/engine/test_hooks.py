@@ -1,5 +1,6 @@
 """What happens between iterations."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +56,27 @@ def test_newest_checkpoints_are_kept(model, tmp_path, keep, left):
     assert names == [f"model_{iteration:07d}.pth" for iteration in left]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000007.pth"
     assert set(torch.load(tmp_path / "model_final.pth")) == {"model", "iteration"}
+
+
+def test_only_checkpoints_are_deleted_and_by_their_iteration(model, tmp_path):
+    """Whatever the clock says, and whatever else is called model_."""
+    for name in ("model_2026_paper.pth", "model_00000001.pth", "model_0000001.pth.bak"):
+        (tmp_path / name).touch()
+    hook = PeriodicCheckpointer(SSDCheckpointer(model, str(tmp_path)), 1, 2)
+    for iteration in (5, 7, 8, 6):
+        hook.save_state(iteration)
+        written = tmp_path / f"model_{iteration:07d}.pth"
+        assert written.is_file()
+        os.utime(written, (10**9 - iteration, 10**9 - iteration))  # the clock runs backwards
+    names = {file.name for file in tmp_path.glob("model*")}
+    assert names - {"model_0000006.pth", "model_0000008.pth"} == {
+        "model_2026_paper.pth",
+        "model_00000001.pth",
+        "model_0000001.pth.bak",
+    }
+    hook = PeriodicCheckpointer(SSDCheckpointer(model, str(tmp_path)), 1, 5)
+    hook.save_state(9)
+    assert len(list(tmp_path.glob("model_000000?.pth"))) == 3
 
 
 def test_metrics_of_a_killed_run_are_read(tmp_path):

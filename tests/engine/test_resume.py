@@ -27,7 +27,7 @@ def test_killed_and_resumed_runs_end_with_the_same_bits(tmp_path):
         {"send": signal.SIGKILL, "when": str(broken / name), "delay": draw.uniform(0, 0.3)}
         for name in ("model_0000001.pth", "model_0000003.pth")
     ]
-    kills.append({"send": signal.SIGKILL, "when": str(broken / "model_0000005.pth.tmp")})
+    kills.append({"send": signal.SIGKILL, "when": str(broken / "model_0000005.pth.*.tmp")})
     kills.append({"send": signal.SIGTERM, "when": str(broken / "model_0000005.pth")})
     pieces = [{"args": options(broken), **kill} for kill in kills]
     results = forked(whole, *pieces, {"args": options(broken)})

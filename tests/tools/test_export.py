@@ -1,6 +1,8 @@
 """The export tool and what it writes, from the outside."""
 
+import hashlib
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -8,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ASSETS, CLASSES, ROOT, assert_error, exits, run
-from models import as_inputs, lively_model, read_all
+from models import as_inputs, lively_model, png_of_zeros, read_all
 
 from ssdlite_d2.checkpoint import SSDCheckpointer
+from ssdlite_d2.export.bundled.detector import Detector, PredictError
 from ssdlite_d2.tools.benchmark import inference
 from ssdlite_d2.tools.benchmark.__main__ import main
 from ssdlite_d2.tools.benchmark.inference import FLOOR
@@ -126,9 +129,142 @@ def test_predict_names_wrong_input(bundle, tmp_path):
         done = run(bundle / "predict.py", *arguments)
         assert done.returncode == 1
         assert_error(done.stderr.strip(), words)
+    os.mkfifo(tmp_path / "empty" / "pipe.jpg")
+    piped = run(bundle / "predict.py", tmp_path / "empty", timeout=60)
+    assert_error(piped.stderr.strip(), "no image or video at")
     done = run(bundle / "predict.py", tmp_path / "text.jpg", one)
     assert done.returncode == 1 and "text.jpg cannot be read" in done.stderr
     assert len(json.loads(done.stdout)) == 1
+
+
+def damaged_bundles(bundle, root):
+    """Folders with a bundle each that is not what was exported, by what is wrong."""
+    spec = json.loads((bundle / "model.json").read_text())
+    model = (bundle / "model.onnx").read_bytes()
+    outside = root / "outside.onnx"
+    outside.write_bytes(model)
+    flipped = bytearray(model)
+    flipped[len(model) // 2] ^= 1
+    other_digest = {"model.onnx": hashlib.sha256(b"half").hexdigest()}
+    texts = {
+        "empty": "",
+        "no json": "{",
+        "no object": "[]",
+        "deep": "[" * 100_000,
+        "no text": b"\xff\xfe\xfd",
+    }
+    values = {
+        "no format": {"format": None},
+        "other format": {"format": ["onnx"]},
+        "no file": {"file": 3},
+        "outside": {"file": "../outside.onnx"},
+        "absolute": {"file": str(outside)},
+        "digest outside": {"sha256": {**spec["sha256"], "../outside.onnx": ""}},
+        "no digests": {"sha256": {}},
+        "another's digest": {"sha256": {"labels.txt": spec["sha256"]["model.onnx"]}},
+        "no classes": {"classes": None},
+        "fewer classes": {"classes": CLASSES[:2]},
+        "number as class": {"classes": [1, 2, 3]},
+        "no input": {"input": 3},
+        "no size": {"input": {**spec["input"], "size": "320"}},
+        "other size": {"input": {**spec["input"], "size": [300, 300]}},
+        "huge size": {"input": {**spec["input"], "size": [10**9, 10**9]}},
+        "other batch": {"input": {**spec["input"], "batch": 2}},
+        "no detections": {"detections": {}},
+        "text as limit": {"detections": {**spec["detections"], "candidates": "many"}},
+        "nms that is not": {"nms": True},
+        "half and its digest": {"sha256": other_digest},
+    }
+    models = {
+        "half": model[: len(model) // 2],
+        "one bit": bytes(flipped),
+        "no model": None,
+        "half and its digest": b"half",
+    }
+    for name in {**texts, **values, **models}:
+        folder = root / name.replace(" ", "-")
+        shutil.copytree(bundle, folder)
+        text = texts.get(name, json.dumps({**spec, **values.get(name, {})}))
+        (folder / "model.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        (folder / "model.onnx").unlink()
+        if models.get(name, model) is not None:
+            (folder / "model.onnx").write_bytes(models.get(name, model))
+        yield name, folder
+
+
+def test_a_damaged_bundle_is_named_in_one_line(bundle, tmp_path):
+    image = cv2.imread(str(IMAGES / "BloodImage_00000.jpg"))
+    names = []
+    for name, folder in damaged_bundles(bundle, tmp_path):
+        with pytest.raises(PredictError) as error:
+            Detector(folder)([image])
+        message = str(error.value)
+        assert "\n" not in message and len(message) < 400, (name, message)
+        assert str(folder) in message or "model.onnx does not run" in message, (name, message)
+        names.append(name)
+    assert len(names) == 28
+    (tmp_path / "labels").mkdir()
+    for file in bundle.iterdir():
+        shutil.copy(file, tmp_path / "labels")
+    (tmp_path / "labels" / "labels.txt").write_bytes(b"\xff")  # for people: it is not read
+    assert len(Detector(tmp_path / "labels")([image])[0]) == 3
+
+
+def test_predict_keeps_its_input_and_every_drawing(bundle, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    originals = {}
+    for folder, name in ((one, "a.jpg"), (two, "a.jpg"), (two, "a_2.jpg"), (two, "b.jpg")):
+        folder.mkdir(exist_ok=True)
+        shutil.copy(sorted(IMAGES.iterdir())[len(originals)], folder / name)
+        originals[folder / name] = (folder / name).read_bytes()
+    drawn, linked = tmp_path / "drawn", tmp_path / "linked"
+    linked.symlink_to(one)
+    drawn.mkdir()
+    (drawn / "b.jpg").symlink_to(two / "b.jpg")
+    png_of_zeros(tmp_path / "huge.png", 30_000, 30_000)
+    program = str(bundle / "predict.py")
+    runs = [[one, two / "a.jpg", "--output", target] for target in (one, linked, two)]
+    runs += [[two / "b.jpg", "--output", drawn], [tmp_path / "huge.png"]]
+    runs += [[one, two / "a.jpg", two / "a_2.jpg", one / "a.jpg", "--output", drawn]]
+    driver = {"PYTHONPATH": bundle}
+    *refused, link, huge, good = exits(program, *runs, **driver)
+    for code in (*refused, link):
+        assert_error(code, "--output", "would be overwritten")
+    assert huge == 1 and good == 0
+    assert {p.name for p in drawn.iterdir()} == {"b.jpg", "a.jpg", "a_2.jpg", "a_2_2.jpg"}
+    assert all(path.read_bytes() == content for path, content in originals.items())
+    same = np.abs(cv2.imread(str(drawn / "a_2.jpg")).astype(int) - cv2.imread(str(two / "a.jpg")))
+    assert (same > 60).mean() < 0.3  # the second a.jpg, with boxes
+
+
+def test_a_second_export_replaces_what_the_first_wrote_alone(config, bundle, tmp_path):
+    output, foreign = tmp_path / "bundle", tmp_path / "foreign"
+    shutil.copytree(bundle, output)
+    (output / "notes.txt").write_text("mine")
+    spec = json.loads((output / "model.json").read_text())
+    spec["files"] += ["../foreign/model.json", "gone.bin", str(foreign / "model.json")]
+    (output / "model.json").write_text(json.dumps(spec))
+    foreign.mkdir()
+    (foreign / "model.json").write_text('{"weights": "mine"}')
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    old = {**spec, "files": ["model.json"]}
+    (taken / "model.json").write_text(json.dumps(old))
+    (taken / "model.ts").write_text("mine")
+
+    common = ["--config-file", config, "--parity-images", 0, "--format", "torchscript"]
+    outputs = ([*common, "--output", folder] for folder in (output, foreign, taken))
+    codes = exits("ssdlite_d2.tools.export", *outputs, DETECTRON2_DATASETS=config.parent)
+    assert codes[0] == 0
+    assert_error(codes[1], "foreign exists and is no bundle")
+    assert_error(codes[2], "model.ts is of no export and would be overwritten")
+    files = {"model.ts", "labels.txt", "model.json", "predict.py", "detector.py", "config.yaml"}
+    assert {p.name for p in output.iterdir()} == {*files, "notes.txt"}
+    assert set(json.loads((output / "model.json").read_text())["files"]) == files
+    assert Detector(output).spec["format"] == "torchscript"
+    assert (foreign / "model.json").read_text() == '{"weights": "mine"}'
+    assert json.loads((taken / "model.json").read_text()) == old
+    assert (taken / "model.ts").read_text() == "mine" and len(list(taken.iterdir())) == 2
 
 
 def test_export_names_wrong_input(config, bundle, tmp_path):
@@ -145,7 +281,10 @@ def test_export_names_wrong_input(config, bundle, tmp_path):
     cases = [
         (case(format="tensorrt"), "--format is 'tensorrt'; it is one of onnx, openvino"),
         (case("--nms", format="ncnn"), "--nms is not for --format ncnn"),
-        (case("--precision int8", format="torchscript"), "torchscript has fp32"),
+        (
+            case("--precision int8", format="torchscript"),
+            "torchscript is 'int8'; it is one of fp32",
+        ),
         (case("--batch none"), "--batch is none"),
         (case(int8, "nowhere"), "data set 'nowhere' is unknown"),
         (case(int8, "hollow"), "hollow"),

@@ -1,4 +1,5 @@
 import json
+import shutil
 import zipfile
 from io import BytesIO
 
@@ -10,6 +11,8 @@ from PIL import Image
 from prepare_neon_trees import SCENES, boxes_in, tile_windows
 
 from ssdlite_d2.checkpoint import SSDCheckpointer
+from ssdlite_d2.tools import demo as demo_tool
+from ssdlite_d2.tools import visualize_data, visualize_results
 
 IMAGES = ASSETS / "bccd" / "JPEGImages"
 
@@ -70,6 +73,41 @@ def test_demo_draws_on_a_video(config, tmp_path):
     video = cv2.VideoCapture(str(tmp_path / "out.mp4"))
     assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == 4
     assert video.read()[1].shape == (120, 160, 3)
+
+
+def test_drawings_keep_the_input_and_each_other(config, tmp_path, monkeypatch, clean_catalog):
+    one, two, drawn = (tmp_path / name for name in ("one", "two", "drawn"))
+    shutil.copytree(ASSETS / "bccd", tmp_path / "bccd")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    images = tmp_path / "bccd" / "JPEGImages"
+    names = sorted(path.name for path in images.iterdir())
+    for folder, name in ((one, names[0]), (two, names[1])):
+        folder.mkdir()
+        shutil.copy(images / name, folder / "a.jpg")
+    before = {p: p.read_bytes() for p in (one / "a.jpg", two / "a.jpg", *images.iterdir())}
+
+    def end(tool, *words):
+        monkeypatch.setattr("sys.argv", ["tool", "--config-file", *map(str, (config, *words))])
+        with pytest.raises(SystemExit) as end:
+            tool.main()
+        return end.value.code
+
+    inputs, low = ["--input", one, two], ["--confidence-threshold", 0.005]
+    assert end(demo_tool, *inputs, "--output", drawn, *low) == 0
+    assert sorted(p.name for p in drawn.iterdir()) == ["a.jpg", "a_2.jpg"]
+    for name, source in (("a.jpg", one), ("a_2.jpg", two)):
+        difference = cv2.imread(str(drawn / name)).astype(int) - cv2.imread(str(source / "a.jpg"))
+        assert (np.abs(difference) < 10).mean() > 0.3
+    trained = ["--opts", "DATASETS.TRAIN", "('bccd_test',)"]
+    for code in (
+        end(demo_tool, *inputs, "--output", one),
+        end(demo_tool, "--input", one, "--output", one / "a.jpg"),
+        end(visualize_results, "--output", images),
+        end(visualize_data, "--output", images, *trained),
+    ):
+        assert_error(code, "--output", "would be overwritten")
+    assert {p: p.read_bytes() for p in before} == before
+    assert len(list(images.iterdir())) == 4
 
 
 def test_demo_names_wrong_input(config, tmp_path):

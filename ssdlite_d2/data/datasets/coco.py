@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from detectron2.structures import BoxMode
 
 from ...errors import InputError
+from ...files import read_regular
 from .annotations import BAD_ANNOTATION, ClassIds, Problems, box_problem
 from .entry import Entry
 
@@ -99,7 +100,7 @@ def _read_json(name: str, path: str) -> Dict[str, Any]:
         InputError: the file is missing, no JSON, or not COCO's.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path))
         for category in content["categories"]:
             category["id"], category["name"]
         if not all(isinstance(image, dict) for image in content["images"]):
@@ -109,7 +110,7 @@ def _read_json(name: str, path: str) -> Dict[str, Any]:
         return content
     except OSError as error:
         raise InputError(f"data set '{name}': {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"data set '{name}': {path} is no COCO file of objects "
             f"({type(error).__name__}: {error})"

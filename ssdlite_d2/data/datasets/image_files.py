@@ -6,6 +6,7 @@ from typing import Optional, Tuple
 from PIL import Image
 
 from ...errors import first_line
+from ...files import open_regular
 from .annotations import UNREADABLE, Problems
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -16,7 +17,7 @@ TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 def image_size(path: Path, problems: Problems) -> Optional[Tuple[int, int]]:
     """(height, width) from a file's header, as its EXIF orientation wants it seen."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             width, height = image.size
             turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
     except Exception as error:  # Pillow raises nearly every kind

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from detectron2.structures import BoxMode
 
 from ...errors import InputError
+from ...files import read_regular
 from .annotations import BAD_ANNOTATION, MISSING_IMAGE, ClassIds, Problems, box_problem
 from .entry import Entry
 from .image_files import SUFFIXES, image_size
@@ -141,7 +142,7 @@ def _read_xml(path: Path) -> ElementTree.Element:
         ValueError: with the reason.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
             raise ValueError(
                 "has a document type, which annotations have not; entities may explode"

@@ -6,8 +6,9 @@
 Needs numpy, opencv-python 4.7 or newer, and the runtime that model.json names.
 """
 
+import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
@@ -140,34 +141,119 @@ RUNTIMES = {
 }
 
 
+def is_inside(name):
+    """Whether a file's name, of model.json, stays in the bundle's folder."""
+    path = PurePath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def is_count(value, most=2**31):
+    """Whether a value is a number of things."""
+    return type(value) is int and 0 < value <= most
+
+
+def is_number(value):
+    """Whether a value is a number, and not True or False."""
+    return type(value) in (int, float)
+
+
+# What model.json must say for the model to run, and whether a value is right.
+NEEDED = {
+    "format": lambda value: value in RUNTIMES,
+    "file": is_inside,
+    "nms": lambda value: isinstance(value, bool),
+    "classes": lambda value: value and all(isinstance(name, str) for name in value),
+    "input.size": lambda value: len(value) == 2 and all(is_count(n, 16384) for n in value),
+    "input.batch": lambda value: value == "dynamic" or is_count(value, 4096),
+    "input.resize": lambda value: value in ("inside", "before"),
+    "detections.score_threshold": is_number,
+    "detections.nms_threshold": is_number,
+    "detections.candidates": is_count,
+    "detections.candidates_per_class": lambda value: value == 0 or is_count(value),
+    "detections.clip_before_nms": lambda value: isinstance(value, bool),
+    "detections.max_detections": is_count,
+}
+
+
+def read_spec(folder):
+    """What a bundle's model.json says.
+
+    Raises:
+        PredictError: it is missing or damaged.
+    """
+    path = folder / "model.json"
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        spec = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise PredictError(f"{path} cannot be read: {first_line(error)}") from error
+    for key, is_right in NEEDED.items():
+        node, _, name = key.rpartition(".")
+        try:
+            value = (spec[node] if node else spec)[name]
+            good = is_right(value)
+        except (KeyError, TypeError, ValueError):
+            good = False
+        if not good:
+            raise PredictError(f"{path} is damaged: '{key}' is missing or not of its kind")
+    spec["detections"] = {
+        k: v for k, v in spec["detections"].items() if f"detections.{k}" in NEEDED
+    }
+    return spec
+
+
+def check_files(folder, spec):
+    """
+    Raises:
+        PredictError: a file of the model is missing or is not the one that was exported.
+    """
+    digests = spec.get("sha256")
+    if not isinstance(digests, dict) or not digests or not all(map(is_inside, digests)):
+        raise PredictError(f"{folder / 'model.json'} is damaged: 'sha256' names no files")
+    if not any(PurePath(spec["file"]) in (PurePath(n), *PurePath(n).parents) for n in digests):
+        raise PredictError(f"{folder / 'model.json'} is damaged: no sha256 of {spec['file']}")
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            raise PredictError(f"{path} is missing")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise PredictError(f"{path} is not the file that was exported: its sha256 differs")
+
+
+def first_line(error):
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Detector:
     """The model of a bundle: BGR images, as OpenCV reads them, to detections in their pixels."""
 
-    def __init__(self, folder, threads=0, precision=None):
+    def __init__(self, folder, threads=0, precision=None, verify=True):
         """
         Args:
             folder: the bundle.
             threads: of the processor; 0 leaves the number to the runtime.
             precision: fp32, bf16 or fp16 arithmetic, for runtimes that let one choose.
+            verify: compare the model's files with the digests in model.json.
 
         Raises:
-            PredictError: the bundle is not whole, or its runtime is not installed.
+            PredictError: the bundle is damaged or not whole, or its runtime is not installed.
         """
         folder = Path(folder)
-        try:
-            self.spec = json.loads((folder / "model.json").read_text())
-        except (OSError, ValueError) as error:
-            raise PredictError(f"{folder / 'model.json'}: {error}") from error
+        self.spec = read_spec(folder)
+        if verify:
+            check_files(folder, self.spec)
         path = folder / self.spec["file"]
-        if not path.exists():
-            raise PredictError(f"{path} is missing")
         open_runtime, package = RUNTIMES[self.spec["format"]]
         try:
-            self.run = open_runtime(path, self.spec, threads, precision)
+            self._run = open_runtime(path, self.spec, threads, precision)
         except ImportError as error:
             raise PredictError(
                 f"{path.name} needs {package}: pip install {package} ({error})"
             ) from error
+        except Exception as error:  # each runtime has its own kinds
+            raise PredictError(f"{path} cannot be opened: {first_line(error)}") from error
         self.classes = self.spec["classes"]
         self.input_size = tuple(self.spec["input"]["size"])  # (H, W)
         self.resize_inside = self.spec["input"]["resize"] == "inside"
@@ -196,6 +282,23 @@ class Detector:
                 results.append(fit(*found, size, image.shape[:2]))
         return results
 
+    def run(self, images):
+        """The model's outputs for a prepared batch.
+
+        Raises:
+            PredictError: the model is not the one that model.json tells of.
+        """
+        try:
+            outputs = self._run(images)
+            scores = outputs[1].shape[-1]
+            if len(outputs) != (3 if self.spec["nms"] else 2):
+                raise ValueError(f"it has {len(outputs)} outputs")
+            if not self.spec["nms"] and scores != len(self.classes):
+                raise ValueError(f"it has {scores} scores for {len(self.classes)} classes")
+            return outputs
+        except Exception as error:  # each runtime has its own kinds
+            raise PredictError(f"{self.spec['file']} does not run: {first_line(error)}") from error
+
     def prepare(self, images):
         """The model's input, uint8 RGB (N, H, W, 3), of BGR images; a short batch is filled."""
         prepared = []
@@ -216,7 +319,7 @@ class Detector:
         """One image's boxes, scores and classes from the model's outputs for it."""
         if self.spec["nms"]:
             boxes, scores, classes = outputs
-            keep = (classes >= 0) & (scores > (threshold or 0))
+            keep = (classes >= 0) & (classes < len(self.classes)) & (scores > (threshold or 0))
             return boxes[keep], scores[keep], classes[keep].astype(int)
         options = dict(self.spec["detections"])
         if threshold is not None:

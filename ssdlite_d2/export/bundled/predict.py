@@ -9,10 +9,14 @@ the training side.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
-import cv2
+# pixels of the largest image that is decoded: a file of 100 kB can take gigabytes
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "100000000")
+
+import cv2  # reads the limit once
 import numpy as np
 from detector import Detector, PredictError
 
@@ -44,7 +48,7 @@ def find(inputs):
     for path in map(Path, inputs):
         known = IMAGES + VIDEOS
         files = path.iterdir() if path.is_dir() else ()
-        inside = sorted(p for p in files if p.suffix.lower() in known)
+        inside = sorted(p for p in files if p.suffix.lower() in known and p.is_file())
         if not inside and not path.is_file():
             raise PredictError(f"no image or video at {path}")
         found += inside or [path]
@@ -58,7 +62,14 @@ def frames(path):
         UnreadableError: the file cannot be read.
     """
     if path.suffix.lower() not in VIDEOS:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        try:
+            image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        except cv2.error as error:
+            limit = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
+            reason = (
+                f"OPENCV_IO_MAX_IMAGE_PIXELS is {limit}" if "PIXELS" in error.err else error.err
+            )
+            raise UnreadableError(f"{path} cannot be read: {reason}") from error
         if image is None:
             raise UnreadableError(f"{path} cannot be read as an image")
         yield image
@@ -73,17 +84,46 @@ def frames(path):
         yield image
 
 
-class Drawing:
-    """Writes drawn images or a drawn video of one source file into a folder; or nothing."""
+def drawing_paths(sources, folder):
+    """A file in a folder for each source, which is made: its name, numbered if another has it.
 
-    def __init__(self, source, folder):
-        self.source, self.folder, self.video = source, folder, None
+    Raises:
+        PredictError: the folder cannot be made, or a source would be overwritten.
+    """
+    if folder is None:
+        return [None] * len(sources)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PredictError(f"--output: {folder}: {error.strerror}") from error
+    originals = {source.resolve() for source in sources}
+    places = {source.parent.resolve() for source in sources} | {p.parent for p in originals}
+    paths, taken = [], {}  # the source of each name
+    for source in sources:
+        suffix = ".mp4" if source.suffix.lower() in VIDEOS else source.suffix
+        name, number = source.stem + suffix, 2
+        while taken.setdefault(name, source.resolve()) != source.resolve():
+            name, number = f"{source.stem}_{number}{suffix}", number + 1
+        paths.append(Path(folder, name))
+        if Path(folder).resolve() in places or paths[-1].resolve() in originals:
+            raise PredictError(
+                f"--output: {folder} is where the input is, which would be overwritten; name "
+                "another folder"
+            )
+    return paths
+
+
+class Drawing:
+    """Writes drawn images or a drawn video of one source file to a path; or nothing."""
+
+    def __init__(self, source, target):
+        self.source, self.target, self.video = source, target, None
 
     def write(self, image, boxes, scores, labels):
-        if self.folder is None:
+        if self.target is None:
             return
         image = draw(image, boxes, scores, labels)
-        target = Path(self.folder) / self.source.name
+        target = self.target
         if self.source.suffix.lower() not in VIDEOS:
             good = cv2.imwrite(str(target), image)
         else:
@@ -91,7 +131,7 @@ class Drawing:
                 rate = cv2.VideoCapture(str(self.source)).get(cv2.CAP_PROP_FPS) or 30.0
                 code = cv2.VideoWriter_fourcc(*"mp4v")
                 size = image.shape[1::-1]
-                self.video = cv2.VideoWriter(str(target.with_suffix(".mp4")), code, rate, size)
+                self.video = cv2.VideoWriter(str(target), code, rate, size)
             good = self.video.isOpened()
             self.video.write(image)
         if not good:
@@ -121,16 +161,12 @@ def run(args, out):
         the exit status: 1 when a file could not be read.
     """
     detector = Detector(args.model, args.threads, args.precision)
-    if args.output:
-        try:
-            Path(args.output).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PredictError(f"--output: {args.output}: {error.strerror}") from error
     size = args.batch_size if detector.batch == "dynamic" else detector.batch
     sources, unreadable, separator = find(args.inputs), 0, ""
+    targets = drawing_paths(sources, args.output)
     out.write("[\n")
-    for source in sources:
-        drawing = Drawing(source, args.output)
+    for source, target in zip(sources, targets):
+        drawing = Drawing(source, target)
         try:
             for start, images in batches(source, size):
                 for i, result in enumerate(detector(images, args.threshold)):

@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from ...config import load_config
-from ...data.reader import read_image
+from ...data.reader import image_reader
 from ...engine import build_predictor, finish_config
 from ...engine.predictor import SSDPredictor
 from ...errors import InputError
@@ -137,7 +137,8 @@ def test_images(cfg: CfgNode, count: int):
     if not count:
         return [], [np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)]
     records = choose_records(parity_dataset(cfg, ExportOptions()), count, "--ap-images")
-    return records, [read_image(record["file_name"], "BGR") for record in records]
+    read = image_reader(cfg)
+    return records, [read(record["file_name"], "BGR") for record in records]
 
 
 def pytorch_sides(cfg: CfgNode, image: np.ndarray, folder: Path) -> Dict[str, Side]:
