@@ -1,5 +1,6 @@
 """Reading of image files."""
 
+import zlib
 from typing import Optional
 
 import cv2
@@ -15,6 +16,7 @@ REDUCED = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
+PNG = b"\x89PNG\r\n\x1a\n"
 END_OF_JPEG, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
 
 
@@ -30,11 +32,12 @@ def read_image(path: str, image_format: str = "RGB", reduction: int = 1) -> np.n
         (ceil(h / reduction), ceil(w / reduction), 3) uint8.
 
     Raises:
-        InputError: the file is missing, truncated or no image.
+        InputError: the file is missing, damaged or no image.
     """
     try:
         with PathManager.open(path, "rb") as file:
             data = file.read()
+        check_png(data)
         is_jpeg = data[:2] == b"\xff\xd8"
         image = _decode(data, image_format, is_jpeg, reduction)
         if image is None:  # what OpenCV does not read, Pillow may; and it says what is wrong
@@ -42,6 +45,27 @@ def read_image(path: str, image_format: str = "RGB", reduction: int = 1) -> np.n
         return image if is_jpeg else reduce_image(image, reduction)
     except Exception as error:  # decoders raise nearly every kind
         raise InputError(f"image {path} cannot be read: {_reason(error)}") from error
+
+
+def check_png(data: bytes) -> None:
+    """Compare a PNG's checksums, past whose errors OpenCV reads on; other files are not looked at.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    place, view = len(PNG), memoryview(data)
+    while data.startswith(PNG) and place + 8 <= len(data):
+        kind, end = (
+            data[place + 4 : place + 8],
+            place + 8 + int.from_bytes(view[place : place + 4], "big"),
+        )
+        if kind == b"IEND":
+            return
+        if end + 4 > len(data):
+            raise ValueError("image file is truncated")
+        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ValueError(f"image file is damaged: wrong checksum of a PNG chunk {kind}")
+        place = end + 4
 
 
 def reduce_image(image: np.ndarray, reduction: int) -> np.ndarray:
