@@ -1,4 +1,5 @@
 from .checkpointer import SSDCheckpointer, numbered_checkpoints
+from .identity import identity_of
 from .torchvision_weights import TorchvisionHandler
 
-__all__ = ["SSDCheckpointer", "TorchvisionHandler", "numbered_checkpoints"]
+__all__ = ["SSDCheckpointer", "TorchvisionHandler", "identity_of", "numbered_checkpoints"]

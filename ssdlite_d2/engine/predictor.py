@@ -7,7 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 
-from ..checkpoint import SSDCheckpointer
+from ..checkpoint import SSDCheckpointer, identity_of
 from ..modeling.inference.fused import for_inference
 
 
@@ -27,7 +27,7 @@ class SSDPredictor(DefaultPredictor):
         cfg.defrost()
         weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
         super().__init__(cfg)
-        SSDCheckpointer(self.model).load(weights)
+        SSDCheckpointer(self.model, identity=identity_of(cfg, self.model)).load(weights)
         self.model = for_inference(self.model, cfg.MODEL.SSD.INFERENCE)
 
     def predict(self, images: Sequence[np.ndarray]) -> List[Dict]:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ..checkpoint import SSDCheckpointer
+from ..checkpoint import SSDCheckpointer, identity_of
 from ..data import SSDDatasetMapper, build_train_loader, report_skipped
 from ..data.datasets import dataset_errors
 from ..data.samplers import resumable_loader
@@ -76,6 +76,7 @@ class SSDTrainer(DefaultTrainer):
         self.checkpointer = self.build_checkpointer(
             cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **averaged
         )
+        self.checkpointer.identity["images"] = len(data_loader.dataset.dataset)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -240,7 +241,8 @@ class SSDTrainer(DefaultTrainer):
     @classmethod
     def build_checkpointer(cls, cfg: CfgNode, model: nn.Module, *args, **kwargs) -> SSDCheckpointer:
         reinit = cfg.MODEL.SSD.REINIT_HEAD_ON_MISMATCH
-        return SSDCheckpointer(model, *args, reinit_head=reinit, **kwargs)
+        identity = identity_of(cfg, model)
+        return SSDCheckpointer(model, *args, reinit_head=reinit, identity=identity, **kwargs)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
