@@ -1,6 +1,7 @@
 """One training iteration."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import bare_config, make_input
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from ssdlite_d2 import InputError
 from ssdlite_d2.engine.guards import NonFiniteGuard, WorkerDied
 from ssdlite_d2.engine.solver import build_optimizer
 from ssdlite_d2.engine.train_loop import TrainLoop
@@ -27,7 +29,7 @@ class Loader:
             ]
 
 
-def trained(folder, *, accumulate=1, amp_dtype=None, steps=3, opts=()):
+def trained(folder, *, accumulate=1, amp_dtype=None, steps=3, opts=(), skips=0):
     cfg = bare_config(
         3, "INPUT.SIZE", "(64, 64)", "MODEL.SSD.NORM", "FrozenBN", "SOLVER.BASE_LR", 0.01, *opts
     )
@@ -37,7 +39,7 @@ def trained(folder, *, accumulate=1, amp_dtype=None, steps=3, opts=()):
         model,
         Loader(),
         build_optimizer(cfg, model),
-        guard=NonFiniteGuard(str(folder)),
+        guard=NonFiniteGuard(str(folder), skips),
         accumulate=accumulate,
         amp_dtype=amp_dtype,
     )
@@ -45,7 +47,8 @@ def trained(folder, *, accumulate=1, amp_dtype=None, steps=3, opts=()):
     with EventStorage() as storage:
         for loop.iter in range(steps):
             loop.run_step()
-            losses.append(storage.latest()["total_loss"][0])
+            if "total_loss" in storage.latest():  # the batch was not left out
+                losses.append(storage.latest()["total_loss"][0])
     return model, losses
 
 
@@ -79,6 +82,25 @@ def test_worker_that_dies_amid_handing_a_batch_over_is_named(tmp_path, monkeypat
     monkeypatch.setattr(Loader, "__iter__", broken)
     with pytest.raises(WorkerDied, match="DataLoader worker has ended .*DATALOADER.NUM_WORKERS"):
         trained(tmp_path, steps=1)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_gradient_that_is_not_finite_is_treated_as_such_a_loss(tmp_path, monkeypatch, number):
+    backward = TrainLoop._backward
+
+    def spoilt(self, loss):
+        backward(self, loss)
+        if self.iter == 0:
+            self._parameters[-1].grad.view(-1)[0] = number
+
+    monkeypatch.setattr(TrainLoop, "_backward", spoilt)
+    with pytest.raises(InputError, match="the gradient is not finite at iteration 0 .loss_cls"):
+        trained(tmp_path, steps=1)
+    rows = (tmp_path / "nonfinite_losses.jsonl").read_text().splitlines()
+    assert len(rows) == 1 and json.loads(rows[0])["iteration"] == 0
+    model, losses = trained(tmp_path, steps=2, skips=1)
+    assert len(losses) == 1
+    assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
 @pytest.mark.gpu
