@@ -12,10 +12,16 @@ from detectron2.utils.logger import setup_logger
 from ..config import find_config, load_config
 from ..data.datasets import resolve_datasets
 from ..errors import InputError
+from .config_checks import check_config
 
 
 def finish_config(cfg: CfgNode) -> None:
-    """Settle what the config leaves open: the device, the data sets, the number of classes."""
+    """Settle what the config leaves open: the device, the data sets, the number of classes.
+
+    Raises:
+        InputError: a value is out of its range, or a data set is wrong.
+    """
+    check_config(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     resolve_datasets(cfg)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.samplers import seed_generators
+from ..errors import InputError
 from .guards import NonFiniteGuard, WorkerDied
 
 
@@ -123,10 +124,17 @@ class TrainLoop(SimpleTrainer):
         return contextlib.nullcontext()
 
     def _forward(self, part: List[Dict]) -> Dict[str, Tensor]:
-        if self.amp_dtype is None:
-            return self.model(part)
-        with torch.autocast(self._device.type, self.amp_dtype):
-            return self.model(part)
+        half = self.amp_dtype is not None
+        try:
+            with torch.autocast(self._device.type, self.amp_dtype, enabled=half):
+                return self.model(part)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"batch norm gets {len(part)} image of a map of 1 x 1; raise SOLVER.IMS_PER_BATCH, "
+                "lower SOLVER.ACCUMULATE_STEPS, or set MODEL.SSD.NORM to GN or FrozenBN"
+            ) from error
 
     def _backward(self, loss: Tensor) -> None:
         (self.grad_scaler.scale(loss) if self.grad_scaler else loss).backward()

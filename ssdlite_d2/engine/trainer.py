@@ -30,6 +30,7 @@ from ..errors import InputError
 from ..evaluation import BoxEvaluator, VOCEvaluator, merge_results, report_results
 from ..modeling.inference.fused import for_inference
 from ..modeling.inference.rounding import round_convolutions
+from .config_checks import check_batch
 from .ema import EMAHook, ModelEMA
 from .guards import NonFiniteGuard, StopSignal, WorkerDied, failures_reported
 from .hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN, StopHook, checkpoint_name
@@ -56,6 +57,7 @@ class SSDTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        check_batch(cfg, comm.get_world_size())
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         keep_freed_memory(cfg)
         model = self.build_model(cfg)

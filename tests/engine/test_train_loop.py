@@ -103,6 +103,11 @@ def test_gradient_that_is_not_finite_is_treated_as_such_a_loss(tmp_path, monkeyp
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
+def test_one_image_with_batch_norm_is_named(tmp_path):
+    with pytest.raises(InputError, match="batch norm gets 1 image.*SOLVER.IMS_PER_BATCH"):
+        trained(tmp_path, accumulate=16, steps=1, opts=("MODEL.SSD.NORM", "BN"))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_mixed_precision_on_cuda_follows_float32(tmp_path, dtype):
