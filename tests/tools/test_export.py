@@ -145,7 +145,10 @@ def test_export_names_wrong_input(config, bundle, tmp_path):
     cases = [
         (case(format="tensorrt"), "--format is 'tensorrt'; it is one of onnx, openvino"),
         (case("--nms", format="ncnn"), "--nms is not for --format ncnn"),
-        (case("--precision int8", format="torchscript"), "torchscript has fp32"),
+        (
+            case("--precision int8", format="torchscript"),
+            "torchscript is 'int8'; it is one of fp32",
+        ),
         (case("--batch none"), "--batch is none"),
         (case(int8, "nowhere"), "data set 'nowhere' is unknown"),
         (case(int8, "hollow"), "hollow"),
