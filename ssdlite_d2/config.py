@@ -266,7 +266,8 @@ def add_ssd_config(cfg: CN) -> None:
     # Mixed precision, if SOLVER.AMP.ENABLED: "float16", "bfloat16" or "auto", which is float16 on
     # CUDA and bfloat16 on the CPU.
     _C.SOLVER.AMP.DTYPE = "auto"
-    # Batches with an infinite or undefined loss that may be left out before the run stops.
+    # Batches with an infinite or undefined loss or gradient that may be left out before the run
+    # stops.
     _C.SOLVER.MAX_SKIPPED_STEPS = 0
 
     # The newest model_<iteration>.pth files that are kept; 0: all.

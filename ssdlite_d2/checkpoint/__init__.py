@@ -1,5 +1,12 @@
 from .checkpointer import SSDCheckpointer, numbered_checkpoints
+from .identity import identity_of
 from .reading import read_weights
 from .torchvision_weights import TorchvisionHandler
 
-__all__ = ["SSDCheckpointer", "TorchvisionHandler", "numbered_checkpoints", "read_weights"]
+__all__ = [
+    "SSDCheckpointer",
+    "TorchvisionHandler",
+    "identity_of",
+    "numbered_checkpoints",
+    "read_weights",
+]

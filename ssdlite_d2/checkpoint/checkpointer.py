@@ -1,9 +1,10 @@
 """Checkpoints that are whole, and weights that fit, or an error that says why they do not."""
 
+import itertools
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -13,9 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import InputError
 from ..files import write_atomically
 from ..modeling.backbone import trunk_prefix
+from .identity import check_identity
 from .reading import read_checkpoint, read_weights
 
 NUMBERED = re.compile(r"model_\d{7}\.pth")  # of whatever else is there, nothing is touched
+COUNTER = "num_batches_tracked"  # of batch norms; converted weights have none
 
 
 class SSDCheckpointer(DetectionCheckpointer):
@@ -26,30 +29,55 @@ class SSDCheckpointer(DetectionCheckpointer):
     appear under their names when they are complete.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, reinit_head=False, **kwargs: Any):
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        reinit_head: bool = False,
+        identity: Optional[Dict[str, Any]] = None,
+        **kwargs: Any,
+    ):
         """
         Args:
             reinit_head: keep the model's own, newly initialised predictors where the file's are of
                 another shape (MODEL.SSD.REINIT_HEAD_ON_MISMATCH).
+            identity: ``identity_of`` the config; saved as ``ssd``, and compared in loading.
         """
         super().__init__(model, save_dir, **kwargs)
         self.reinit_head = reinit_head
+        self.identity = identity
+        self._purpose = "run"
         self._resumable = None
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+    def load(
+        self, path: str, checkpointables: Optional[List[str]] = None, *, purpose: str = "run"
+    ) -> Dict[str, Any]:
         """
+        Args:
+            purpose: ``"run"``: the file has all of the model, trained for the same classes.
+                ``"resume"``: the same run. ``"start"``: a training, which may start from a trunk.
+
         Raises:
-            InputError: the file is missing, unreadable or does not fit the model.
+            InputError: the file is missing, unreadable, does not fit the model or the purpose, or
+                has numbers that are not finite.
         """
-        self._path = path
+        self._path, self._purpose = path, purpose
         # Of several processes only the main one needs the file: the parent sees to that.
         alone = not isinstance(self.model, DistributedDataParallel)
         if path and alone and not self.path_manager.isfile(path.split("?")[0]):
             raise InputError(f"MODEL.WEIGHTS: no file {path}")
         try:
-            return super().load(path, *args, **kwargs)
+            return super().load(path, checkpointables)
         except OSError as error:
             raise InputError(f"MODEL.WEIGHTS: {path}: {error}") from error
+        finally:
+            self._parsed_url_during_load = None  # the parent leaves it after an error
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
+        if resume and self.has_checkpoint():
+            return self.load(self.get_checkpoint_file(), purpose="resume")
+        return self.load(path, checkpointables=[], purpose="start")
 
     def save(self, name: str, **extra: Any) -> None:
         """Save the model and everything a run resumes from as ``<name>.pth``, or nothing at all.
@@ -76,6 +104,8 @@ class SSDCheckpointer(DetectionCheckpointer):
         state = model.state_dict()
         if not all(v.isfinite().all() for v in state.values() if v.is_floating_point()):
             raise InputError(f"weights are not finite: {name}.pth is not written")
+        if self.identity:
+            extra["ssd"] = self.identity
         self.logger.info(f"Saving {name}.pth to {self.save_dir}")
         write_atomically(
             os.path.join(self.save_dir, f"{name}.pth"),
@@ -137,6 +167,27 @@ class SSDCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def _load_model(self, checkpoint: Dict[str, Any]):
+        average = checkpoint.get("ema", {}) if "ema" in self.checkpointables else {}
+        for key, value in itertools.chain(checkpoint["model"].items(), average.items()):
+            value = torch.as_tensor(value)
+            if value.is_floating_point() and not value.isfinite().all():
+                raise InputError(f"MODEL.WEIGHTS: {self._path}: {key} is not finite")
+        incompatible = self._load_fitting(checkpoint)
+        self._check_missing([k for k in incompatible.missing_keys if not k.endswith(COUNTER)])
+        if self.identity:
+            check_identity(self._path, checkpoint.get("ssd"), self.identity, self._purpose)
+        return incompatible
+
+    def _check_missing(self, missing: List[str]) -> None:
+        wanted = [key for key in self.model.state_dict() if not key.endswith(COUNTER)]
+        if missing and (self._purpose != "start" or len(missing) == len(wanted)):
+            raise InputError(
+                f"MODEL.WEIGHTS: {self._path} lacks {len(missing)} of this model's {len(wanted)} "
+                f"tensors, such as {missing[0]}"
+            )
+
+    def _load_fitting(self, checkpoint: Dict[str, Any]):
+        """The parent's ``_load_model``, or an error that says why tensors do not fit."""
         incompatible = super()._load_model(checkpoint)
         foreign = [key for key in incompatible.unexpected_keys if not key.startswith("backbone.")]
         if foreign and any(key.startswith("head.") for key in incompatible.missing_keys):
@@ -149,7 +200,7 @@ class SSDCheckpointer(DetectionCheckpointer):
             return incompatible
         name, there, here = wrong[0]
         if all(key.startswith("head.") for key, *_ in wrong):
-            if self.reinit_head:
+            if self.reinit_head and self._purpose == "start":
                 self.logger.warning(
                     f"Predictors newly initialised: {len(wrong)} tensors of {self._path} have "
                     f"another shape, {name} {there} where the model has {here}"

@@ -1,6 +1,7 @@
 """Reading of image files."""
 
 import struct
+import zlib
 from functools import partial
 from io import BytesIO
 from typing import Callable, Optional, Tuple
@@ -21,6 +22,7 @@ REDUCED = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
+PNG = b"\x89PNG\r\n\x1a\n"
 END_OF_JPEG, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # a JPEG's markers that a size follows
 MAX_PIXELS = 100_000_000
@@ -42,7 +44,7 @@ def read_image(
         (ceil(h / reduction), ceil(w / reduction), 3) uint8.
 
     Raises:
-        InputError: the file is missing, truncated, too large or no image.
+        InputError: the file is missing, damaged, too large or no image.
     """
     try:
         data = read_regular(PathManager.get_local_path(path) if "://" in path else path)
@@ -52,6 +54,7 @@ def read_image(
                 raise ValueError(
                     f"it has {width} x {height} pixels, and INPUT.MAX_PIXELS is {max_pixels}"
                 )
+        check_png(data)
         is_jpeg = data[:2] == b"\xff\xd8"
         image = _decode(data, image_format, is_jpeg, reduction)
         if image is None:  # what OpenCV does not read, Pillow may; and it says what is wrong
@@ -68,7 +71,7 @@ def image_reader(cfg: CfgNode) -> Callable[..., np.ndarray]:
 
 def _stored_size(data: bytes) -> Tuple[int, int]:
     """(width, height) in an image file's header. Pillow knows all formats, and takes longer."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+    if data.startswith(PNG) and len(data) >= 24:
         return struct.unpack(">II", data[16:24])
     place = 2 if data[:2] == b"\xff\xd8" else len(data)
     while place + 9 <= len(data) and data[place] == 0xFF:
@@ -80,6 +83,27 @@ def _stored_size(data: bytes) -> Tuple[int, int]:
             return image.size
     except UnidentifiedImageError as error:
         raise ValueError("cannot identify image file") from error
+
+
+def check_png(data: bytes) -> None:
+    """Compare a PNG's checksums, past whose errors OpenCV reads on; other files are not looked at.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    place, view = len(PNG), memoryview(data)
+    while data.startswith(PNG) and place + 8 <= len(data):
+        kind, end = (
+            data[place + 4 : place + 8],
+            place + 8 + int.from_bytes(view[place : place + 4], "big"),
+        )
+        if kind == b"IEND":
+            return
+        if end + 4 > len(data):
+            raise ValueError("image file is truncated")
+        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ValueError(f"image file is damaged: wrong checksum of a PNG chunk {kind}")
+        place = end + 4
 
 
 def reduce_image(image: np.ndarray, reduction: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -32,7 +33,7 @@ class WorkerDied(InputError):
 
 
 class NonFiniteGuard:
-    """Stops a run whose loss is infinite or not a number, or leaves such batches out.
+    """Stops a run whose loss or gradient is infinite or no number, or leaves such batches out.
 
     Attributes:
         skipped: batches left out so far.
@@ -75,7 +76,8 @@ class NonFiniteGuard:
                 out.write(json.dumps(record) + "\n")
         comm.synchronize()
         shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        message = f"the loss is not finite at iteration {iteration} ({shown}); see {self.file}"
+        what = "gradient" if all(map(math.isfinite, losses.values())) else "loss"
+        message = f"the {what} is not finite at iteration {iteration} ({shown}); see {self.file}"
         if self.skipped >= self.max_skips:
             raise InputError(
                 f"{message}; lower SOLVER.BASE_LR, set SOLVER.CLIP_GRADIENTS.ENABLED True, or let "

@@ -7,7 +7,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 
-from ..checkpoint import SSDCheckpointer
+from ..checkpoint import SSDCheckpointer, identity_of
+from ..errors import InputError
 from ..modeling.inference.fused import for_inference
 
 
@@ -27,8 +28,12 @@ class SSDPredictor(DefaultPredictor):
         cfg.defrost()
         weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
         super().__init__(cfg)
-        SSDCheckpointer(self.model).load(weights)
+        SSDCheckpointer(self.model, identity=identity_of(cfg, self.model)).load(weights)
         self.model = for_inference(self.model, cfg.MODEL.SSD.INFERENCE)
+
+    def __call__(self, original_image: np.ndarray) -> Dict:
+        check_image(original_image)
+        return super().__call__(original_image)
 
     def predict(self, images: Sequence[np.ndarray]) -> List[Dict]:
         """
@@ -37,15 +42,33 @@ class SSDPredictor(DefaultPredictor):
 
         Returns:
             list[dict]: ``instances`` of each, in its pixels, as the parent's call gives them.
+
+        Raises:
+            InputError: an image is of another kind.
         """
         inputs = []
         for image in images:
+            check_image(image)
             pixels = image[:, :, ::-1] if self.input_format == "RGB" else image
             planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
             height, width = image.shape[:2]
             inputs.append({"image": torch.from_numpy(planes), "height": height, "width": width})
         with torch.inference_mode():
             return self.model(inputs)
+
+
+def check_image(image: np.ndarray) -> None:
+    """
+    Raises:
+        InputError: the image is not uint8 (h, w, 3), of which nothing tells what it means.
+    """
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"an image is a {type(image).__name__}; a numpy array is needed")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise InputError(
+            f"an image is {image.dtype} {image.shape}; BGR of uint8 (height, width, 3) is needed, "
+            "as cv2.imread(file) gives it"
+        )
 
 
 def build_predictor(cfg: CfgNode) -> SSDPredictor:

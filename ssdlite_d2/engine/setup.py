@@ -14,6 +14,7 @@ from detectron2.utils.logger import setup_logger
 from ..config import find_config, load_config
 from ..data.datasets import resolve_datasets
 from ..errors import InputError, one_of
+from .config_checks import check_config
 from .output_dir import lock_folder, set_aside
 
 
@@ -21,10 +22,11 @@ def finish_config(cfg: CfgNode) -> None:
     """Settle what the config leaves open: the device, the data sets, the number of classes.
 
     Raises:
-        InputError: the config is not of a detector that this package trains, or names data sets
-            that cannot be had.
+        InputError: the config is not of a detector that this package trains, a value is out of its
+            range, or a data set is wrong.
     """
     check_architecture(cfg.MODEL.META_ARCHITECTURE)
+    check_config(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     resolve_datasets(cfg)

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.samplers import seed_generators
+from ..errors import InputError
 from .guards import NonFiniteGuard, WorkerDied
 
 
 class TrainLoop(SimpleTrainer):
     """SimpleTrainer and AMPTrainer in one, on GPUs and CPUs, with gradient accumulation.
 
-    Unlike them it looks at the losses of all processes before the weights change, and draws the
-    network's own random numbers from the seed and the iteration, so that a resumed run draws the
-    same.
+    Unlike them it looks at the losses and gradients of all processes before the weights change, and
+    draws the network's own random numbers from the seed and the iteration, so that a resumed run
+    draws the same.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class TrainLoop(SimpleTrainer):
         """
         Args:
             data_loader: its ``dataset`` is a TrainingStream.
-            guard: decides what happens when a loss is not finite.
+            guard: decides what happens when a loss or gradient is not finite.
             accumulate: parts that a batch comes in, one forward and backward pass each.
             amp_dtype: ``torch.float16`` or ``torch.bfloat16`` for mixed precision.
         """
@@ -61,8 +62,9 @@ class TrainLoop(SimpleTrainer):
         buffers = self.guard.remember(self._core)
         self.optimizer.zero_grad()
         losses = self._gradients(batch)
-        table = gather_rows([*losses.values(), data_time])  # (processes, losses + 1)
-        means = dict(zip(losses, table[:, :-1].mean(axis=0).tolist()))
+        row = [*losses.values(), self._gradient_norm(), data_time]
+        table = gather_rows(row)  # (processes, losses + 2)
+        means = dict(zip(losses, table.mean(axis=0).tolist()))
         if not np.isfinite(table).all():
             self.guard.skip(self.iter, means, batch)
             self.guard.restore(self._core, buffers)
@@ -132,13 +134,27 @@ class TrainLoop(SimpleTrainer):
         return contextlib.nullcontext()
 
     def _forward(self, part: List[Dict]) -> Dict[str, Tensor]:
-        if self.amp_dtype is None:
-            return self.model(part)
-        with torch.autocast(self._device.type, self.amp_dtype):
-            return self.model(part)
+        half = self.amp_dtype is not None
+        try:
+            with torch.autocast(self._device.type, self.amp_dtype, enabled=half):
+                return self.model(part)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"batch norm gets {len(part)} image of a map of 1 x 1; raise SOLVER.IMS_PER_BATCH, "
+                "lower SOLVER.ACCUMULATE_STEPS, or set MODEL.SSD.NORM to GN or FrozenBN"
+            ) from error
 
     def _backward(self, loss: Tensor) -> None:
         (self.grad_scaler.scale(loss) if self.grad_scaler else loss).backward()
+
+    def _gradient_norm(self) -> float:
+        """Of all gradients; 0 with float16, whose GradScaler leaves out what is not finite."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if self.grad_scaler or not gradients:
+            return 0.0
+        return torch.stack(torch._foreach_norm(gradients)).norm().item()
 
     def _update(self) -> None:
         self.after_backward()

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ..checkpoint import SSDCheckpointer
+from ..checkpoint import SSDCheckpointer, identity_of
 from ..data import SSDDatasetMapper, build_train_loader, report_skipped
 from ..data.collate import Batch
 from ..data.datasets import dataset_errors
@@ -33,6 +33,7 @@ from ..errors import InputError
 from ..evaluation import BoxEvaluator, VOCEvaluator, merge_results, report_results
 from ..modeling.inference.fused import for_inference
 from ..modeling.inference.rounding import round_convolutions
+from .config_checks import check_batch
 from .ema import EMAHook, ModelEMA
 from .guards import INTERRUPTED, NonFiniteGuard, StopSignal, WorkerDied, failures_reported
 from .hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN, StopHook, checkpoint_name
@@ -60,6 +61,7 @@ class SSDTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        check_batch(cfg, comm.get_world_size())
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         keep_freed_memory(cfg)
         model = self.build_model(cfg)
@@ -80,6 +82,7 @@ class SSDTrainer(DefaultTrainer):
         self.checkpointer = self.build_checkpointer(
             cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **averaged
         )
+        self.checkpointer.identity["images"] = len(data_loader.dataset.dataset)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -256,7 +259,8 @@ class SSDTrainer(DefaultTrainer):
     @classmethod
     def build_checkpointer(cls, cfg: CfgNode, model: nn.Module, *args, **kwargs) -> SSDCheckpointer:
         reinit = cfg.MODEL.SSD.REINIT_HEAD_ON_MISMATCH
-        return SSDCheckpointer(model, *args, reinit_head=reinit, **kwargs)
+        identity = identity_of(cfg, model)
+        return SSDCheckpointer(model, *args, reinit_head=reinit, identity=identity, **kwargs)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:

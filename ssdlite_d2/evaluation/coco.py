@@ -1,11 +1,18 @@
-"""COCO's metrics, by faster-coco-eval where it is installed."""
+"""COCO's metrics of boxes, by faster-coco-eval where it is installed."""
 
 import itertools
 import json
+import logging
 import os
-from typing import Dict, List
+from typing import Dict, List, Optional, Sequence
 
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 try:
     import faster_coco_eval
@@ -14,52 +21,98 @@ except ImportError:
 
 
 class BoxEvaluator(COCOEvaluator):
-    """COCOEvaluator for boxes; with faster-coco-eval it gives the same numbers sooner."""
+    """COCOEvaluator for boxes, whatever the ids in the files.
+
+    A data set with ``json_file`` in its metadata, as Detectron2's own, is evaluated by that file;
+    any other by the dataset dicts of its loader. The parent needs unique annotation ids above 0,
+    ``area`` and ``iscrowd`` in such a file; here they may be absent.
+    """
 
     def __init__(self, dataset_name: str, output_dir: str):
         """
         Args:
-            output_dir: gets the detections in COCO's format.
+            output_dir: gets the detections in COCO's format, with the files' image and class ids.
         """
-        super().__init__(
-            dataset_name,
-            ("bbox",),
-            output_dir=output_dir,
-            use_fast_impl=False,
-            allow_cached_coco=False,
-        )
+        self._logger = logging.getLogger(__name__)
+        self._distributed, self._output_dir = True, output_dir
+        self._cpu_device = torch.device("cpu")
+        self._metadata = metadata = MetadataCatalog.get(dataset_name)
+        ids = metadata.get("thing_dataset_id_to_contiguous_id", None)
+        ids = {ours: theirs for theirs, ours in ids.items()} if ids else {}
+        self._classes = metadata.get("thing_classes", None)
+        self._category_ids = [ids.get(i, i) for i in range(len(ids or self._classes))]
+        if hasattr(metadata, "json_file"):
+            with PathManager.open(metadata.json_file) as file:
+                self._truth = json.load(file)
+        else:
+            self._truth = coco_truth(DatasetCatalog.get(dataset_name), self._category_ids)
 
     def _eval_predictions(self, predictions: List[Dict], img_ids=None) -> None:
-        if faster_coco_eval is None or not self._do_evaluation or img_ids is not None:
-            super()._eval_predictions(predictions, img_ids)
-            return
         found = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
-        dataset_ids = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
-        if dataset_ids:
-            original = {ours: theirs for theirs, ours in dataset_ids.items()}
-            for detection in found:
-                detection["category_id"] = original[detection["category_id"]]
+        for detection in found:
+            detection["category_id"] = self._category_ids[detection["category_id"]]
         with open(os.path.join(self._output_dir, "coco_instances_results.json"), "w") as out:
             json.dump(found, out)
-        evaluation = evaluate_boxes(self._coco_api.dataset, found) if found else None
+        if not self._truth.get("annotations"):  # such as a test set of a challenge
+            self._logger.info("There are no annotations to evaluate by")
+            return
+        evaluation = evaluate_boxes(self._truth, found, img_ids) if found else None
         self._results["bbox"] = self._derive_coco_results(
-            evaluation, "bbox", class_names=self._metadata.get("thing_classes")
+            evaluation, "bbox", class_names=self._classes
         )
 
 
-def evaluate_boxes(truth: Dict, detections: List[Dict]):
-    """faster-coco-eval's evaluation; its images have numbers, where those of VOC have names.
+def coco_truth(records: Sequence[Dict], category_ids: Sequence[int]) -> Dict:
+    """Dataset dicts as the content of a COCO annotation file.
 
     Args:
-        truth: a COCO annotation file's content.
-        detections: in COCO's result format; at least one.
+        records: with ``image_id`` and ``annotations``, which may have ``area`` (the box's, if
+            absent) and ``iscrowd``.
+        category_ids: COCO's id of each class.
     """
-    number = {name: i + 1 for i, name in enumerate(sorted(p["id"] for p in truth["images"]))}
-    images = [{**image, "id": number[image["id"]]} for image in truth["images"]]
-    boxes = [{**box, "image_id": number[box["image_id"]]} for box in truth["annotations"]]
-    detections = [{**box, "image_id": number[box["image_id"]]} for box in detections]
-    api = faster_coco_eval.COCO({**truth, "images": images, "annotations": boxes})
-    evaluation = faster_coco_eval.COCOeval_faster(api, api.loadRes(detections), "bbox")
+    annotations = []
+    for record in records:
+        for a in record.get("annotations", ()):
+            box = BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS)
+            truth = {"image_id": record["image_id"], "bbox": list(box)}
+            truth["category_id"] = category_ids[a["category_id"]]
+            annotations.append({**truth, **{k: a[k] for k in ("area", "iscrowd") if k in a}})
+    images = [{"id": image_id} for image_id in {r["image_id"]: None for r in records}]
+    categories = [{"id": i, "name": str(i)} for i in category_ids]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def evaluate_boxes(truth: Dict, detections: List[Dict], image_ids: Optional[Sequence] = None):
+    """The finished COCOeval of detections.
+
+    The evaluation takes annotation 0 for "no match" and leaves out all but one of those that share
+    an id, and image ids may be names: all are numbered anew from 1.
+
+    Args:
+        truth: a COCO annotation file's content, of unique image ids.
+        detections: in COCO's result format; at least one.
+        image_ids: images to evaluate on; None: all.
+    """
+    names = sorted(
+        (image["id"] for image in truth["images"]), key=lambda i: (isinstance(i, str), i)
+    )
+    number = {name: i for i, name in enumerate(names, 1)}
+    boxes = [a for a in truth["annotations"] if a["image_id"] in number]
+    boxes = [{"area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0, **a} for a in boxes]
+    fast = faster_coco_eval is not None
+    api = faster_coco_eval.COCO() if fast else COCO()
+    api.dataset = {
+        "images": [{**image, "id": number[image["id"]]} for image in truth["images"]],
+        "annotations": [
+            {**a, "id": i, "image_id": number[a["image_id"]]} for i, a in enumerate(boxes, 1)
+        ],
+        "categories": truth["categories"],
+    }
+    api.createIndex()
+    found = api.loadRes([{**a, "image_id": number[a["image_id"]]} for a in detections])
+    evaluation = (faster_coco_eval.COCOeval_faster if fast else COCOeval)(api, found, "bbox")
+    if image_ids is not None:
+        evaluation.params.imgIds = sorted(number[i] for i in image_ids)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()

@@ -9,7 +9,7 @@ import logging
 
 from detectron2.modeling import build_model
 
-from ..checkpoint import SSDCheckpointer
+from ..checkpoint import SSDCheckpointer, identity_of
 from ..config import load_config
 from ..engine import finish_config
 from ..export import FORMATS, ExportOptions, export_bundle
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     model = build_model(cfg)
     if not cfg.MODEL.WEIGHTS:
         logging.getLogger("ssdlite_d2").warning("MODEL.WEIGHTS is empty: the weights are random")
-    SSDCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    SSDCheckpointer(model, identity=identity_of(cfg, model)).load(cfg.MODEL.WEIGHTS)
     export_bundle(cfg, model, args.output, options)
     print(f"Wrote {args.output}")
 

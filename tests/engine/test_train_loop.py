@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.utils.events import EventStorage
 
+from ssdlite_d2 import InputError
 from ssdlite_d2.data import resolve_datasets
 from ssdlite_d2.engine import SSDTrainer
 from ssdlite_d2.engine.guards import NonFiniteGuard, WorkerDied
@@ -31,7 +33,7 @@ class Loader:
             ]
 
 
-def trained(folder, *, accumulate=1, amp_dtype=None, steps=3, opts=()):
+def trained(folder, *, accumulate=1, amp_dtype=None, steps=3, opts=(), skips=0):
     cfg = bare_config(
         3, "INPUT.SIZE", "(64, 64)", "MODEL.SSD.NORM", "FrozenBN", "SOLVER.BASE_LR", 0.01, *opts
     )
@@ -41,7 +43,7 @@ def trained(folder, *, accumulate=1, amp_dtype=None, steps=3, opts=()):
         model,
         Loader(),
         build_optimizer(cfg, model),
-        guard=NonFiniteGuard(str(folder)),
+        guard=NonFiniteGuard(str(folder), skips),
         accumulate=accumulate,
         amp_dtype=amp_dtype,
     )
@@ -49,7 +51,8 @@ def trained(folder, *, accumulate=1, amp_dtype=None, steps=3, opts=()):
     with EventStorage() as storage:
         for loop.iter in range(steps):
             loop.run_step()
-            losses.append(storage.latest()["total_loss"][0])
+            if "total_loss" in storage.latest():  # the batch was not left out
+                losses.append(storage.latest()["total_loss"][0])
     return model, losses
 
 
@@ -131,6 +134,30 @@ def test_worker_that_dies_amid_handing_a_batch_over_is_named(tmp_path, monkeypat
     monkeypatch.setattr(Loader, "__iter__", broken)
     with pytest.raises(WorkerDied, match="DataLoader worker has ended .*DATALOADER.NUM_WORKERS"):
         trained(tmp_path, steps=1)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_gradient_that_is_not_finite_is_treated_as_such_a_loss(tmp_path, monkeypatch, number):
+    backward = TrainLoop._backward
+
+    def spoilt(self, loss):
+        backward(self, loss)
+        if self.iter == 0:
+            self._parameters[-1].grad.view(-1)[0] = number
+
+    monkeypatch.setattr(TrainLoop, "_backward", spoilt)
+    with pytest.raises(InputError, match="the gradient is not finite at iteration 0 .loss_cls"):
+        trained(tmp_path, steps=1)
+    rows = (tmp_path / "nonfinite_losses.jsonl").read_text().splitlines()
+    assert len(rows) == 1 and json.loads(rows[0])["iteration"] == 0
+    model, losses = trained(tmp_path, steps=2, skips=1)
+    assert len(losses) == 1
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_one_image_with_batch_norm_is_named(tmp_path):
+    with pytest.raises(InputError, match="batch norm gets 1 image.*SOLVER.IMS_PER_BATCH"):
+        trained(tmp_path, accumulate=16, steps=1, opts=("MODEL.SSD.NORM", "BN"))
 
 
 @pytest.mark.gpu

@@ -292,6 +292,10 @@ def test_export_names_wrong_input(config, bundle, tmp_path):
         (case("--parity-dataset nowhere"), "--parity-dataset: data set 'nowhere'"),
         (case(f"--parity-images 1 opts MODEL.SSD.NUM_CLASSES 4 {no_data}"), "for 3 classes"),
         (case("--parity-images 1 opts MODEL.WEIGHTS no.pth"), "no.pth"),
+        (
+            case("--parity-images 1 opts MODEL.WEIGHTS torchvision://mobilenet_v2-b0353104.pth"),
+            "lacks 144",
+        ),
         (case(output="/proc/x/y"), "--output: /proc/x/y"),
         (case(output=tmp_path / "occupied"), "occupied exists and is no bundle"),
     ]

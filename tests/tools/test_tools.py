@@ -6,6 +6,7 @@ from io import BytesIO
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ASSETS, CLASSES, ROOT, assert_error, exits, make_model, run
 from PIL import Image
 from prepare_neon_trees import SCENES, boxes_in, tile_windows
@@ -112,7 +113,21 @@ def test_drawings_keep_the_input_and_each_other(config, tmp_path, monkeypatch, c
 
 def test_demo_names_wrong_input(config, tmp_path):
     out = ["--output", tmp_path / "x"]
+    state = torch.load(config.parent / "model.pth")["model"]
+    nan = {**state, "head.cls_score.0.3.bias": torch.full((18,), float("nan"))}
+    mirrored = {"model": state, "ssd": {"classes": CLASSES[::-1]}}
+    files = {"nan": nan, "empty": {}, "mirrored": mirrored}
+    for name, content in files.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+
+    def weights(name):
+        return ["--input", IMAGES, *out, "--opts", "MODEL.WEIGHTS", name]
+
     cases = [
+        (weights(tmp_path / "nan.pth"), "nan.pth: head.cls_score.0.3.bias is not finite"),
+        (weights(tmp_path / "empty.pth"), "empty.pth lacks"),
+        (weights(tmp_path / "mirrored.pth"), "[Platelets, WBC, RBC], this config [RBC, WBC, P"),
+        (weights("torchvision://mobilenet_v2-b0353104.pth"), "lacks 144 of this model's"),
         (["--input", "/nowhere/*.jpg", *out], "/nowhere/*.jpg"),
         (["--video-input", "/nowhere/a.mp4", *out], "/nowhere/a.mp4"),
         (["--input", IMAGES, "--output", tmp_path / "x.jpg"], "x.jpg is one file for 4 images"),

@@ -3,6 +3,7 @@ from .register import (
     dataset_errors,
     entry_of,
     register_datasets,
+    resolve_classes,
     resolve_datasets,
     resolve_num_classes,
 )
@@ -12,6 +13,7 @@ __all__ = [
     "dataset_errors",
     "entry_of",
     "register_datasets",
+    "resolve_classes",
     "resolve_datasets",
     "resolve_num_classes",
 ]

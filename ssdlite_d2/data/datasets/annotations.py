@@ -9,14 +9,16 @@ from ...errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# Kinds of problems; those of boxes are survived by dropping the box.
+# Kinds of problems; those of boxes are survived by dropping the box, odd ids by not using them.
 BAD_ANNOTATION = "bad-annotation"
 MISSING_IMAGE = "missing-image"
 UNREADABLE = "unreadable"
 UNKNOWN_CLASS = "unknown-class"
 NO_AREA = "no-area"
 NOT_FINITE = "not-finite"
+ODD_ID = "odd-id"
 BOX_KINDS = (NO_AREA, NOT_FINITE)
+SURVIVED = (*BOX_KINDS, ODD_ID)
 
 
 class Problem(NamedTuple):
@@ -30,7 +32,7 @@ class Problem(NamedTuple):
 class Problems:
     """What a loader finds wrong.
 
-    When strict, the first problem that is not one of ``BOX_KINDS`` is raised as an InputError;
+    When strict, the first problem that is not one of ``SURVIVED`` is raised as an InputError;
     otherwise all are collected in ``found``, and the loader leaves out what they spoil.
     """
 
@@ -48,7 +50,7 @@ class Problems:
         Raises:
             InputError: see the class.
         """
-        if self.strict and kind not in BOX_KINDS:
+        if self.strict and kind not in SURVIVED:
             raise InputError(f"data set '{self.name}': {file}: {reason}")
         self.found.append(Problem(kind, str(file), reason))
 

@@ -5,7 +5,7 @@ by class name, and can report every problem instead of ending at the first.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 
 from ...errors import InputError
 from ...files import read_regular
-from .annotations import BAD_ANNOTATION, ClassIds, Problems, box_problem
+from .annotations import BAD_ANNOTATION, ODD_ID, ClassIds, Problems, box_problem
 from .entry import Entry
 
 LARGEST = 2**16  # side of an image, pixels
@@ -33,7 +33,7 @@ class CocoEntry(Entry):
         return tuple(c["name"] for c in self._categories(self._content()))
 
     def metadata(self) -> Dict[str, Any]:
-        """COCO's evaluation reads the file itself when its classes are all of the data set's."""
+        """The file's class ids, when its classes are all of the data set's."""
         folder = {"image_root": str(self.path("IMAGES"))}
         if not self.path("JSON").is_file():
             return folder
@@ -41,8 +41,7 @@ class CocoEntry(Entry):
         if self.classes and tuple(c["name"] for c in categories) != self.classes:
             return folder
         ids = {c["id"]: i for i, c in enumerate(categories)}
-        json_file = str(self.path("JSON"))
-        return {**folder, "json_file": json_file, "thing_dataset_id_to_contiguous_id": ids}
+        return {**folder, "thing_dataset_id_to_contiguous_id": ids}
 
     def read(self, problems: Problems) -> List[Dict]:
         content = self._content()
@@ -52,9 +51,12 @@ class CocoEntry(Entry):
         by_image = defaultdict(list)
         for annotation in content.get("annotations", []):
             by_image[annotation.get("image_id")].append(annotation)
+        if reason := _odd_ids(content.get("annotations", [])):
+            problems.add(ODD_ID, json_file, reason)
         dicts = []
         for image in content["images"]:
-            if missing := {"id", "file_name", "height", "width"} - set(image):
+            keys = ("id", "file_name", "height", "width")
+            if missing := {key for key in keys if image.get(key) is None}:
                 problems.add(
                     BAD_ANNOTATION,
                     json_file,
@@ -103,10 +105,16 @@ def _read_json(name: str, path: str) -> Dict[str, Any]:
         content = json.loads(read_regular(path))
         for category in content["categories"]:
             category["id"], category["name"]
+        for key in ("images", "categories"):
+            ids = Counter(thing["id"] for thing in content[key] if "id" in thing)
+            if ids and ids.most_common(1)[0][1] > 1:
+                raise ValueError(f"{key} share the id {ids.most_common(1)[0][0]!r}")
         if not all(isinstance(image, dict) for image in content["images"]):
             raise TypeError("an image is no mapping")
         if not all(isinstance(a, dict) for a in content.get("annotations", [])):
             raise TypeError("an annotation is no mapping")
+        for a in content.get("annotations", []):
+            hash((a.get("image_id"), a.get("category_id")))
         return content
     except OSError as error:
         raise InputError(f"data set '{name}': {path}: {error.strerror}") from error
@@ -127,6 +135,16 @@ def _image_problem(image: Dict[str, Any]) -> Optional[str]:
     if not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
         return f"an image's width and height are no numbers of pixels (1 to {LARGEST})"
     return None
+
+
+def _odd_ids(annotations: List[Dict[str, Any]]) -> str:
+    """In words, what is wrong with annotations' ids; "" when they are unique and not 0."""
+    ids = Counter(str(a.get("id")) for a in annotations)
+    absent, shared = ids.pop("None", 0), sum(n - 1 for n in ids.values())
+    found = [f"{absent} annotations have no id"] if absent else []
+    found += [f"{shared} have the id of another one"] if shared else []
+    found += ["0 is an id, which COCO's evaluation takes for no match"] if "0" in ids else []
+    return "; ".join(found)
 
 
 def _annotation(
@@ -156,9 +174,11 @@ def _annotation(
     if kind := box_problem(x, y, x + width, y + height):
         problems.add(kind, image, f"{which} has bbox {annotation['bbox']}")
         return None
+    area = annotation.get("area")  # of the mask, by which the evaluation calls objects small
     return {
         "category_id": class_id,
         "bbox": [x, y, width, height],
         "bbox_mode": BoxMode.XYWH_ABS,
-        "iscrowd": int(annotation.get("iscrowd", 0)),
+        "area": float(area) if isinstance(area, (int, float)) else width * height,
+        "iscrowd": int(annotation.get("iscrowd") in (1, "1")),
     }

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from detectron2.structures import BoxMode
 
-from ...errors import InputError
+from ...errors import InputError, one_of
 from ...files import read_regular
 from .annotations import BAD_ANNOTATION, MISSING_IMAGE, ClassIds, Problems, box_problem
 from .entry import Entry
@@ -24,6 +24,10 @@ class VocEntry(Entry):
     format = "voc"
     required = ("ROOT", "SPLIT")
     optional = ("YEAR",)
+
+    def check(self) -> None:
+        where = f"DATASETS.REGISTER, data set '{self.name}': YEAR"
+        one_of(where, str(self.keys.get("YEAR", 2012)), ("2007", "2012"))
 
     def metadata(self) -> Dict[str, Any]:
         year = int(self.keys.get("YEAR", 2012))

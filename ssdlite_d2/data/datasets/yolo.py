@@ -1,5 +1,7 @@
 """YOLO's text files: a line ``class x y w h`` per object, in shares of the image's size."""
 
+import logging
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -10,6 +12,8 @@ from ...errors import InputError
 from .annotations import BAD_ANNOTATION, MISSING_IMAGE, ClassIds, Problems, box_problem
 from .entry import Entry
 from .image_files import SUFFIXES, image_size
+
+logger = logging.getLogger(__name__)
 
 
 class YoloEntry(Entry):
@@ -39,16 +43,32 @@ class YoloEntry(Entry):
                 f"data set '{self.name}': the files have numbers only; name the CLASSES in their "
                 "order, or DATA, a data.yaml that has names"
             )
+        return tuple(self._names().values())
+
+    def _names(self) -> Dict[int, str]:
+        """Numbers in the text files to class names: those of DATA, or else CLASSES from 0."""
+        if "DATA" not in self.keys:
+            return dict(enumerate(self.classes))
         names = self._data().get("names")
-        if isinstance(names, dict):
-            names = [names[key] for key in sorted(names)]
-        if not names:
-            raise InputError(f"data set '{self.name}': {self.path('DATA')} has no names")
-        return tuple(str(name) for name in names)
+        where = f"data set '{self.name}': {self.path('DATA')}"
+        if isinstance(names, list):
+            names = dict(enumerate(names))
+        if not names or not isinstance(names, dict):
+            raise InputError(f"{where}: names is {names!r}; it is a list or a mapping of numbers")
+        wrong = [key for key in names if not re.fullmatch(r"\d+", str(key))]
+        if wrong:
+            raise InputError(
+                f"{where}: names has the key {wrong[0]!r}; keys are the numbers in the text files"
+            )
+        return {int(key): str(names[key]) for key in sorted(names, key=int)}
 
     def read(self, problems: Problems) -> List[Dict]:
-        # the numbers in the files are of the data.yaml's names, or else of CLASSES
-        names = self.file_classes() if "DATA" in self.keys else self.classes
+        names = self._names()
+        if list(names) != list(range(len(names))):
+            logger.warning(
+                f"Data set '{self.name}': names are of the numbers {', '.join(map(str, names))}, "
+                f"not of 0 to {len(names) - 1}; the text files are read by these numbers"
+            )
         ids = self.class_ids(problems)
         dicts = []
         for image in self._images():
@@ -120,7 +140,7 @@ class YoloEntry(Entry):
 
 
 def _annotations(
-    label: Path, names: Tuple[str, ...], size: Tuple[int, int], ids: ClassIds, problems: Problems
+    label: Path, names: Dict[int, str], size: Tuple[int, int], ids: ClassIds, problems: Problems
 ) -> List[Dict]:
     try:
         lines = label.read_text(encoding="utf-8").splitlines() if label.is_file() else []
@@ -138,7 +158,7 @@ def _annotation(
     label: Path,
     number: int,
     words: List[str],
-    names: Tuple[str, ...],
+    names: Dict[int, str],
     size: Tuple[int, int],
     ids: ClassIds,
     problems: Problems,
@@ -148,12 +168,13 @@ def _annotation(
         index, values = int(words[0]), [float(word) for word in words[1:]]
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise ValueError
-        name = names[index] if index >= 0 else names[len(names)]
-    except (ValueError, IndexError):
+        name = names[index]
+    except (ValueError, KeyError):
+        known = f"below {len(names)}" if max(names) < len(names) else f"of {sorted(names)}"
         problems.add(
             BAD_ANNOTATION,
             label,
-            f"line {number} is '{' '.join(words[:6])}', not a class below {len(names)} and x y w h",
+            f"line {number} is '{' '.join(words[:6])}', not a class {known} and x y w h",
         )
         return None
     class_id = ids.find(name, label)
