@@ -52,6 +52,9 @@ def add_ssd_config(cfg: CN) -> None:
     # Padding of strided convolutions: "symmetric", or "same" as TensorFlow pads. (Extra blocks of
     # kind "conv" have their own in EXTRA_CONVS.)
     _C.MODEL.SSD.BACKBONE.PADDING = "symmetric"
+    # False: MobileNetV2 and V3 without the 1x1 convolution at their end. c5 then has 320 channels
+    # instead of 1280, or 160 instead of 960: enough for a neck, which reduces it anyway.
+    _C.MODEL.SSD.BACKBONE.LAST_CONV = True
     # MobileNetV3: half the channels in its last stage.
     _C.MODEL.SSD.BACKBONE.REDUCED_TAIL = False
     # MobileNetV3: squeeze-excite before the activation of the depthwise convolution.
@@ -71,11 +74,23 @@ def add_ssd_config(cfg: CN) -> None:
     # All batch norms of the trunk keep their weights and statistics.
     _C.MODEL.SSD.BACKBONE.FREEZE_NORM = False
 
-    # A network between backbone and head, by its name in SSD_NECK_REGISTRY; "": none.
+    # build_ssd_timm_backbone: the trunk's name in timm, such as "mobilenetv4_conv_small".
+    _C.MODEL.SSD.BACKBONE.TIMM_NAME = ""
+
+    # A network between backbone and head, by its name in SSD_NECK_REGISTRY: "pan", which makes maps
+    # p3 to p6 of c3 to c5; "": none.
     _C.MODEL.SSD.NECK = CN()
     _C.MODEL.SSD.NECK.NAME = ""
+    # Backbone maps it takes, finest first, each of half the size of the one before.
+    _C.MODEL.SSD.NECK.IN_FEATURES = ["c3", "c4", "c5"]
+    # Channels of all its maps, and the side of its depthwise kernels.
+    _C.MODEL.SSD.NECK.CHANNELS = 96
+    _C.MODEL.SSD.NECK.KERNEL_SIZE = 5
+    # "relu6", "relu", "leaky_relu" or "hardswish". ReLU6 is the trunks' own; every runtime computes
+    # it with the convolution, and INT8 knows its range from the start.
+    _C.MODEL.SSD.NECK.ACTIVATION = "relu6"
 
-    # Predictors, by their name in SSD_HEAD_REGISTRY: "ssd" or "ssdlite". "": the one of
+    # Predictors, by their name in SSD_HEAD_REGISTRY: "ssd", "ssdlite" or "tower". "": the one of
     # MODEL.META_ARCHITECTURE.
     _C.MODEL.SSD.HEAD = CN()
     _C.MODEL.SSD.HEAD.NAME = ""
@@ -83,6 +98,27 @@ def add_ssd_config(cfg: CN) -> None:
     # both as in the reference SSDLite.
     _C.MODEL.SSD.HEAD.DEPTHWISE_BIAS = True
     _C.MODEL.SSD.HEAD.LAST_1X1 = True
+    # "tower": depthwise-separable convolutions before the 1x1 predictors, how many, their channels
+    # and the side of their kernels; the activation as NECK has it.
+    _C.MODEL.SSD.HEAD.NUM_CONVS = 2
+    _C.MODEL.SSD.HEAD.CHANNELS = 96
+    _C.MODEL.SSD.HEAD.KERNEL_SIZE = 5
+    _C.MODEL.SSD.HEAD.ACTIVATION = "relu6"
+    # "tower": one tower each for scores and boxes, instead of one for both.
+    _C.MODEL.SSD.HEAD.SEPARATE = False
+    # "tower": all maps have the same convolutions, with norms of their own. False: every map has
+    # its own, for the same multiply-adds, as in NanoDet-Plus and PicoDet.
+    _C.MODEL.SSD.HEAD.SHARED = False
+
+    # MODEL.META_ARCHITECTURE GuidedSSD: a second head, in training only, of plain 3x3 convolutions
+    # (shared by maps that are alike). The assigner sees its predictions, and it has its own losses.
+    _C.MODEL.SSD.AUXILIARY = CN()
+    _C.MODEL.SSD.AUXILIARY.NUM_CONVS = 2
+    _C.MODEL.SSD.AUXILIARY.CHANNELS = 96
+    # Weight of its losses.
+    _C.MODEL.SSD.AUXILIARY.WEIGHT = 1.0
+    # Part of SOLVER.MAX_ITER, from the start on, in which it runs.
+    _C.MODEL.SSD.AUXILIARY.FRACTION = 0.5
 
     # Normalisation of trunk, extra blocks and predictors, by Detectron2's names (BN, SyncBN,
     # FrozenBN, GN). SyncBN runs on CPU processes too.

@@ -59,11 +59,11 @@ def lively_model(config: str, images: List[Dict], *opts):
 
 def _scale_predictors(model, images: List[Dict]) -> None:
     """Bring every predictor's outputs to a spread of 1.5, also where no norm is in the trunk."""
-    features = model.feature_maps(model.preprocess_image(images).tensor)
-    for predictors in (model.head.cls_score, model.head.bbox_pred):
-        for predictor, x in zip(predictors, features):
+    outputs = model.head(model.feature_maps(model.preprocess_image(images).tensor))
+    for predictors, maps in zip((model.head.cls_score, model.head.bbox_pred), outputs):
+        for predictor, x in zip(predictors, maps):
             end = list(_convolutions(predictor))[-1]
-            end.weight *= 1.5 / (predictor(x).std() + 1e-6)
+            end.weight *= 1.5 / (x.std() + 1e-6)
 
 
 def _convolutions(module: nn.Module):

@@ -7,7 +7,7 @@ from .assigners import (
     SSDMatcher,
     TaskAlignedAssigner,
 )
-from .backbone import SSDBackbone
+from .backbone import PAN, SSDBackbone
 from .box_coders import BoxCoder, DeltaCoder, DistanceCoder
 from .criteria import (
     Criterion,
@@ -27,8 +27,10 @@ from .parts import (
 )
 from .postprocessing import Postprocessor
 from .ssd import SSD, SSDLite
+from .tower_head import TowerHead
 
 __all__ = [
+    "PAN",
     "VarifocalCriterion",
     "QualityFocalCriterion",
     "DistanceCoder",
@@ -56,4 +58,5 @@ __all__ = [
     "SSDLite",
     "SSDLiteHead",
     "SSDMatcher",
+    "TowerHead",
 ]

@@ -5,8 +5,10 @@ from typing import Callable
 from detectron2.layers import get_norm
 from torch import nn
 
+Norm = Callable[[int], nn.Module]
 
-def norm_builder(cfg) -> Callable[[int], nn.Module]:
+
+def norm_builder(cfg) -> Norm:
     """``channels -> module`` by MODEL.SSD.NORM, NORM_EPS and NORM_MOMENTUM.
 
     PyTorch's SyncBatchNorm knows GPUs only; on CPU processes Detectron2's NaiveSyncBatchNorm, which

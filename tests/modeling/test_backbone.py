@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 from conftest import bare_config
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from torchvision.models import mobilenet_v2
 
@@ -16,7 +17,8 @@ def test_maps_have_the_declared_shapes(tap, channels, size):
     backbone = build_backbone(bare_config(3, "MODEL.SSD.BACKBONE.TAP", tap)).eval()
     outputs = backbone(torch.zeros(1, 3, *size))
     shapes = backbone.output_shape()
-    assert list(outputs) == list(shapes) == ["c4", "c5", "extra0", "extra1", "extra2", "extra3"]
+    names = ["c3", "c4", "c5", "extra0", "extra1", "extra2", "extra3"]
+    assert list(outputs) == list(shapes) == names
     assert shapes["c4"].channels == channels
     for name, x in outputs.items():
         assert x.shape[1] == shapes[name].channels
@@ -36,6 +38,19 @@ def test_taps_are_torchvisions_tensors(tap, index):
     if tap == "expansion":
         expected = trunk.features[14].conv[0](expected)
     assert torch.allclose(outputs["c4"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2", "mobilenetv3", "mobilenext", "efficientnet_b3"])
+@pytest.mark.parametrize("last", [True, False])
+def test_every_mobile_trunk_has_maps_of_stride_8_16_and_32(name, last):
+    opts = ["MODEL.BACKBONE.NAME", f"build_ssd_{name}_backbone", "MODEL.DEVICE", "meta"]
+    opts += ["MODEL.SSD.BACKBONE.LAST_CONV", last, "MODEL.SSD.BACKBONE.EXTRA_CHANNELS", "[]"]
+    backbone = build_backbone(bare_config(3, *opts, "MODEL.SSD.BACKBONE.EXTRA_EXPANSION", "[]"))
+    outputs = backbone(torch.zeros(1, 3, 64, 64))
+    assert list(outputs) == ["c3", "c4", "c5"]
+    for stride, (key, x) in zip((8, 16, 32), outputs.items()):
+        assert backbone.output_shape()[key] == ShapeSpec(channels=x.shape[1], stride=stride)
+        assert x.shape[2:] == (64 // stride, 64 // stride)
 
 
 def test_norm_options_reach_every_layer():

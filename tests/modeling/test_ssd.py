@@ -182,7 +182,7 @@ def test_batch_equals_single_images():
 def test_wrong_options_are_named():
     with pytest.raises(InputError, match=r"CRITERION.NAME is 'l2'; it is one of .*focal"):
         make_model(3, "MODEL.SSD.CRITERION.NAME", "l2")
-    with pytest.raises(InputError, match="IN_FEATURES names c9; the backbone has c4, c5"):
+    with pytest.raises(InputError, match="IN_FEATURES names c9; the backbone has c3, c4, c5"):
         make_model(3, "MODEL.SSD.IN_FEATURES", "['c9']")
     with pytest.raises(InputError, match="SIZES has 6 entries for 2 feature maps"):
         make_model(3, "MODEL.SSD.IN_FEATURES", "['c4', 'c5']")

@@ -2,10 +2,12 @@ from .efficientnet import build_ssd_efficientnet_b3_backbone
 from .mobilenetv2 import build_ssd_mobilenetv2_backbone
 from .mobilenetv3 import build_ssd_mobilenetv3_backbone
 from .mobilenext import build_ssd_mobilenext_backbone
+from .pan import PAN
 from .pyramid import SSDBackbone, Tap, trunk_prefix
 from .vgg import build_ssd_vgg16_backbone
 
 __all__ = [
+    "PAN",
     "SSDBackbone",
     "Tap",
     "build_ssd_efficientnet_b3_backbone",

@@ -24,6 +24,7 @@ STAGES = (
     (6, 1280, 1, 1),
 )
 TAPS = (
+    Tap("c3", block=5, channels=192, stride=8),
     Tap("c4", block=13, channels=576, stride=16, inside=5),  # before the stride-2 depthwise
     Tap("c5", block=20, channels=1280, stride=32, inside=8),
 )
@@ -93,5 +94,5 @@ def mobilenext_features(norm: Norm) -> nn.Sequential:
 
 @BACKBONE_REGISTRY.register()
 def build_ssd_mobilenext_backbone(cfg, input_shape: ShapeSpec) -> SSDBackbone:
-    """MobileNeXt with maps c4 and c5 from inside its blocks, and the extra blocks of the config."""
+    """MobileNeXt with maps c3, c4, c5 (c4, c5 from inside its blocks) and the extra blocks."""
     return build_ssd_backbone(cfg, mobilenext_features(norm_builder(cfg)), TAPS)

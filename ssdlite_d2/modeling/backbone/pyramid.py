@@ -1,6 +1,6 @@
 """SSD's feature maps: tensors tapped from a classification trunk, and blocks behind it."""
 
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
@@ -32,13 +32,16 @@ class SSDBackbone(Backbone):
 
     Attributes:
         trunk_prefix: what the names of the trunk's parameters begin with.
+        trunk_names: name of a tensor in timm's files, its dots as underscores -> its name in the
+            trunk; {}: the trunk is not timm's.
     """
 
     trunk_prefix = "features."
+    trunk_names: Dict[str, str] = {}
 
     def __init__(
         self,
-        features: nn.Sequential,
+        features: nn.Module,
         taps: Sequence[Tap],
         extras: nn.ModuleList,
         extra_channels: Sequence[int],
@@ -74,6 +77,13 @@ class SSDBackbone(Backbone):
         Returns:
             dict: (N, Ci, Hi, Wi) by name, finest first.
         """
+        x, outputs = self.trunk_maps(x)
+        for i, block in enumerate(self.extras):
+            outputs[f"extra{i}"] = x = block(x)
+        return outputs
+
+    def trunk_maps(self, x: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """What comes out of the trunk, and the maps tapped from it by name."""
         outputs = {}
         for i, block in enumerate(self.features):
             tap = self.taps.get(i)
@@ -86,9 +96,7 @@ class SSDBackbone(Backbone):
             outputs[tap.name] = self.tap_norms[tap.name](x) if tap.name in self.tap_norms else x
             for layer in inside[tap.inside :] if tap.inside else ():
                 x = layer(x)
-        for i, block in enumerate(self.extras):
-            outputs[f"extra{i}"] = x = block(x)
-        return outputs
+        return x, outputs
 
 
 def layers_of(block: nn.Module) -> List[nn.Module]:
