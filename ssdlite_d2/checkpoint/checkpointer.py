@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -87,11 +87,13 @@ class SSDCheckpointer(DetectionCheckpointer):
                 written before are intact.
         """
         state = {key: thing.state_dict() for key, thing in self.checkpointables.items()}
-        if self.export(name, self.model, **state, **extra):
+        if self._write(name, self.model.state_dict(), **state, **extra):
             self.tag_last_checkpoint(f"{name}.pth")
 
     def export(self, name: str, model: nn.Module, **extra: Any) -> bool:
-        """Save a model alone as ``<name>.pth``; no run resumes from it.
+        """Save a model for inference as ``<name>.pth``; no run resumes from it.
+
+        It has none of the parts that its model names in ``training_only``.
 
         Returns:
             bool: whether this process saves files.
@@ -99,9 +101,13 @@ class SSDCheckpointer(DetectionCheckpointer):
         Raises:
             InputError: as ``save`` does.
         """
+        parts = training_prefixes(model)
+        state = {k: v for k, v in model.state_dict().items() if not k.startswith(parts)}
+        return self._write(name, state, **extra)
+
+    def _write(self, name: str, state: Dict[str, Tensor], **extra: Any) -> bool:
         if not self.save_dir or not self.save_to_disk:
             return False
-        state = model.state_dict()
         if not all(v.isfinite().all() for v in state.values() if v.is_floating_point()):
             raise InputError(f"weights are not finite: {name}.pth is not written")
         if self.identity:
@@ -161,7 +167,8 @@ class SSDCheckpointer(DetectionCheckpointer):
             checkpoint = read_checkpoint(filename, self._parsed_url_during_load.query)
         except InputError as error:
             raise InputError(f"MODEL.WEIGHTS: {error}") from error
-        prefix = trunk_prefix(getattr(self.model, "module", self.model))
+        core = getattr(self.model, "module", self.model)
+        prefix = trunk_prefix(core)
         if prefix is not None:
             checkpoint["model"] = trunk_to_backbone(checkpoint["model"], prefix)
         return checkpoint
@@ -189,6 +196,9 @@ class SSDCheckpointer(DetectionCheckpointer):
     def _load_fitting(self, checkpoint: Dict[str, Any]):
         """The parent's ``_load_model``, or an error that says why tensors do not fit."""
         incompatible = super()._load_model(checkpoint)
+        if self._purpose != "resume":
+            parts, missing = training_prefixes(self.model), incompatible.missing_keys
+            missing[:] = [key for key in missing if not key.startswith(parts)]
         foreign = [key for key in incompatible.unexpected_keys if not key.startswith("backbone.")]
         if foreign and any(key.startswith("head.") for key in incompatible.missing_keys):
             raise InputError(
@@ -223,6 +233,12 @@ class SSDCheckpointer(DetectionCheckpointer):
         anchors = model.anchor_generator.num_anchors[0]
         background = model.criterion.num_scores - model.num_classes
         return str(shape[0] / anchors - background).removesuffix(".0")
+
+
+def training_prefixes(model: nn.Module) -> Tuple[str, ...]:
+    """What the names of parameters begin with that inference has not."""
+    model = getattr(model, "module", model)
+    return tuple(f"{name}." for name in getattr(model, "training_only", ()))
 
 
 def numbered_checkpoints(folder: str) -> List[Path]:

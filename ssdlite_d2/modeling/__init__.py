@@ -16,6 +16,7 @@ from .criteria import (
     QualityFocalCriterion,
     VarifocalCriterion,
 )
+from .guided import GuidedSSD
 from .head import SSDHead, SSDLiteHead
 from .parts import (
     SSD_ASSIGNER_REGISTRY,
@@ -49,6 +50,7 @@ __all__ = [
     "Criterion",
     "DeltaCoder",
     "FocalCriterion",
+    "GuidedSSD",
     "MaxIoUAssigner",
     "MultiBoxCriterion",
     "Postprocessor",

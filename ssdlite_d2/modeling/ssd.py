@@ -183,19 +183,33 @@ class SSD(DenseDetector):
 
     def forward_training(self, images, features, predictions, gt_instances):
         logits, deltas = self._flatten(predictions)
-        size = tuple(images.tensor.shape[-2:])
-        anchors = self.anchors(features, size)
-        targets = scale_targets(gt_instances, images.image_sizes, size)
+        anchors, targets = self.anchors_and_targets(images, features, gt_instances)
         assignment = self.assign(anchors, targets, logits, deltas)
-        losses, count = self.criterion(
-            logits, deltas, Boxes.cat(anchors), assignment, self.box2box_transform
+        return self.losses(logits, deltas, Boxes.cat(anchors), assignment)
+
+    def anchors_and_targets(
+        self, images: ImageList, features: List[Tensor], gt_instances: List[Instances]
+    ) -> Tuple[List[Boxes], List[Instances]]:
+        """The anchors of every level and the ground truth, in pixels of the network input."""
+        size = tuple(images.tensor.shape[-2:])
+        return self.anchors(features, size), scale_targets(gt_instances, images.image_sizes, size)
+
+    def losses(
+        self, logits: Tensor, deltas: Tensor, anchors: Boxes, assignment: Assignment
+    ) -> Dict[str, Tensor]:
+        """The criterion's losses of predictions (N, R, Kc) and (N, R, D) for R anchors."""
+        sums, self.batch_normalizer = self.criterion(
+            logits, deltas, anchors, assignment, self.box2box_transform
         )
-        self.batch_normalizer = count
         if has_event_storage():
             positive = assignment.positive(self.num_classes)
             get_event_storage().put_scalar("num_pos_anchors", float(positive.sum()) / len(positive))
-        count = count.clamp(min=1.0 / comm.get_world_size())
-        return {name: loss / count for name, loss in losses.items()}
+        return self.divided(sums)
+
+    def divided(self, sums: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Losses summed over the batch, divided by its ``batch_normalizer``."""
+        count = self.batch_normalizer.clamp(min=1.0 / comm.get_world_size())
+        return {name: loss / count for name, loss in sums.items()}
 
     @torch.no_grad()
     def assign(

@@ -27,11 +27,13 @@ def analyze(cfg: CfgNode) -> Dict[str, int]:
     image = torch.zeros(1, 3, *model.input_size, device=model.device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         logits, _ = model.raw_outputs(image)
+    network = torch.nn.ModuleList([model.backbone, model.head])  # not what training alone has
+    parameters = list(network.parameters())  # each once, shared or not
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in parameters),
         "madds": counter.get_total_flops() // 2,
         "anchors": logits.shape[1],
-        "bytes": sum(v.numel() * v.element_size() for v in model.state_dict().values()),
+        "bytes": sum(v.numel() * v.element_size() for v in (*parameters, *network.buffers())),
     }
 
 
