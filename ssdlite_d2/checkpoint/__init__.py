@@ -1,10 +1,13 @@
 from .checkpointer import SSDCheckpointer, numbered_checkpoints
 from .identity import identity_of
 from .reading import read_weights
+from .timm_weights import PackageHandler, TimmHandler
 from .torchvision_weights import TorchvisionHandler
 
 __all__ = [
+    "PackageHandler",
     "SSDCheckpointer",
+    "TimmHandler",
     "TorchvisionHandler",
     "identity_of",
     "numbered_checkpoints",

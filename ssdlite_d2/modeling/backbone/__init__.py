@@ -4,6 +4,7 @@ from .mobilenetv3 import build_ssd_mobilenetv3_backbone
 from .mobilenext import build_ssd_mobilenext_backbone
 from .pan import PAN
 from .pyramid import SSDBackbone, Tap, trunk_prefix
+from .timm import build_ssd_timm_backbone
 from .vgg import build_ssd_vgg16_backbone
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "build_ssd_mobilenetv2_backbone",
     "build_ssd_mobilenetv3_backbone",
     "build_ssd_mobilenext_backbone",
+    "build_ssd_timm_backbone",
     "build_ssd_vgg16_backbone",
     "trunk_prefix",
 ]
