@@ -64,8 +64,8 @@ def main() -> None:
     files = sorted(Path(folder).glob("*.jpg"))[: int(count)]
     images = [cv2.imread(str(file)) for file in files]
     names = (p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("ssd*.yaml"))
-    own_data = ("ssdlite_mnv2_bccd.yaml", "ssdlite_mnv2_neon_trees.yaml")
-    configs = configs or [str(name) for name in sorted(names) if str(name) not in own_data]
+    own_data = ("_bccd", "_neon_trees")
+    configs = configs or [str(name) for name in sorted(names) if not name.stem.endswith(own_data)]
     rows = []
     for config in configs:
         with tempfile.TemporaryDirectory() as work:
