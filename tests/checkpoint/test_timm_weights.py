@@ -42,7 +42,7 @@ GOLDEN = {
 @torch.no_grad()
 def test_maps_of_the_package_are_those_of_its_own_model():
     model = Model("tf_efficientnet_lite0").eval()
-    SSDCheckpointer(model).load("package://efficientnet-lite0")
+    SSDCheckpointer(model).load("package://efficientnet-lite0", purpose="start")
     maps = model.backbone(torch.arange(3.0 * 64 * 64).sin().view(1, 3, 64, 64))
     for name, (cell, mean) in GOLDEN.items():
         assert torch.allclose(maps[name][0, :4, 1, 1], torch.tensor(cell), atol=1e-4)
@@ -52,7 +52,9 @@ def test_maps_of_the_package_are_those_of_its_own_model():
 @needs_package
 def test_weights_of_another_trunk_are_refused():
     with pytest.raises(InputError, match=r"another trunk: 16 blocks, .*TIMM_NAME has 21"):
-        SSDCheckpointer(Model("tf_efficientnet_lite1")).load("package://efficientnet-lite0")
+        SSDCheckpointer(Model("tf_efficientnet_lite1")).load(
+            "package://efficientnet-lite0", purpose="start"
+        )
 
 
 @pytest.mark.parametrize("name", ["lcnet_035", "edgenext_xx_small"])
@@ -62,7 +64,7 @@ def test_a_file_with_timms_names_is_loaded_whole(name, tmp_path):
     state = timm.create_model(name).state_dict()
     torch.save(state, tmp_path / "trunk.pth")
     model = Model(name, "MODEL.SSD.NORM", "FrozenBN")
-    SSDCheckpointer(model).load(str(tmp_path / "trunk.pth"))
+    SSDCheckpointer(model).load(str(tmp_path / "trunk.pth"), purpose="start")
     ours = model.backbone.features.state_dict()
     names = model.backbone.trunk_names
     assert set(names.values()) == set(ours)
@@ -71,7 +73,7 @@ def test_a_file_with_timms_names_is_loaded_whole(name, tmp_path):
     state.pop(next(key for key in state if key.endswith("weight")))
     torch.save(state, tmp_path / "trunk.pth")
     with pytest.raises(InputError, match="another trunk: it lacks 1 tensors of MODEL.SSD.BACKBONE"):
-        SSDCheckpointer(model).load(str(tmp_path / "trunk.pth"))
+        SSDCheckpointer(model).load(str(tmp_path / "trunk.pth"), purpose="start")
 
 
 def test_addresses_without_a_file_are_named(tmp_path, monkeypatch):
