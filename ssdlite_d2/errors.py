@@ -2,7 +2,6 @@
 
 from typing import Any, Iterable
 
-
 LONGEST = 290  # characters of a message
 
 
