@@ -32,7 +32,8 @@ from PIL import Image
 from torch import nn
 
 from ssdlite_d2 import InputError, load_config
-from ssdlite_d2.config import find_config
+from ssdlite_d2.config_file import find_config
+from ssdlite_d2.data.reader import image_reader
 from ssdlite_d2.diagnostics.coverage import anchors_of
 from ssdlite_d2.engine import SSDTrainer, finish_config
 from ssdlite_d2.tools.check_data import describe, find_defects
@@ -52,7 +53,7 @@ class FuzzBackbone(Backbone):
 
     def __init__(self, cfg, input_shape):
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 8, 2, 2)
+        self.first, self.second = nn.Conv2d(3, 8, 3, 8, 1), nn.Conv2d(8, 8, 3, 2, 1)
 
     def forward(self, x):
         c4 = self.first(x)
@@ -227,7 +228,7 @@ def use(file: Path) -> None:
     finish_config(cfg)
     names = [name for name in cfg.DATASETS.TRAIN]
     records: Dict[str, list] = {}
-    find_defects(names, records, workers=1)
+    find_defects(names, records, 1, image_reader(cfg))
     for name in names:
         describe(records[name], MetadataCatalog.get(name).thing_classes, cfg, anchors_of(cfg))
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
