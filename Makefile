@@ -1,6 +1,7 @@
 # make setup   an environment in .venv
 # make demo    trains, evaluates and draws on aerial images of trees
 # make test    lint and tests
+# make fuzz    damaged data sets and configs; COUNT=2000 SEED=0
 #
 # DETECTRON2=official builds Detectron2 from its own repository (network and compiler needed).
 
@@ -14,7 +15,7 @@ pip := $(python) -m pip --disable-pip-version-check
 config := configs/ssdlite_mnv2_neon_trees.yaml
 output := output/ssdlite_mnv2_neon_trees
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test fuzz lint clean
 
 setup: .venv/ready
 
@@ -59,6 +60,12 @@ lint: .venv/ready
 
 test: lint
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile
+
+COUNT ?= 2000
+SEED ?= 0
+
+fuzz: .venv/ready
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(python) -W ignore tests/fuzz/fuzzing.py --count $(COUNT) --seed $(SEED)
 
 clean:
 	rm -rf .venv .cache output

@@ -2,6 +2,8 @@
 
 from typing import Any, Iterable
 
+LONGEST = 290  # characters of a message
+
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message is one line that names it and what to change.
@@ -13,7 +15,10 @@ class InputError(ValueError):
         # A data loader worker's error is raised again in the main process with the worker's whole
         # traceback as its message: the last line of that is the message itself.
         lines = message.strip().splitlines() or [""]
-        super().__init__(lines[-1].split(f"{type(self).__name__}: ")[-1])
+        line = lines[-1].split(f"{type(self).__name__}: ")[-1]
+        if len(line) > LONGEST:  # a value out of a file, as a rule, between what and why
+            line = f"{line[: LONGEST // 2]} ... {line[5 - LONGEST // 2 :]}"
+        super().__init__(line)
 
 
 def one_of(key: str, value: Any, known: Iterable[Any]) -> Any:

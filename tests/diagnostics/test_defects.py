@@ -196,7 +196,8 @@ def odd_files(tmp_path_factory):
     for i, name in enumerate(names):
         cv2.imwrite(str(images / "new.png"), np.full((40, 50, 3), i, np.uint8))
         os.rename(images / "new.png", os.fsencode(images) + b"/" + name + b".png")
-    (images / "text.txt").write_text("0 .5 .5 0 0\n" * 50)
+    (root / "labels").mkdir()
+    (root / "labels" / "text.txt").write_text("0 .5 .5 0 0\n" * 50)
     sizes = [(0, 40), (50, 0), (-5, 40), ("50", 40), (None, 40), (1e9, 40), (10**9, 40)]
     files = ["\x00.png", ["a.png"], "\udcff.png"]
     content = {

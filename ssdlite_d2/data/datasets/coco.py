@@ -104,7 +104,9 @@ def _read_json(name: str, path: str) -> Dict[str, Any]:
     try:
         content = json.loads(read_regular(path))
         for category in content["categories"]:
-            category["id"], category["name"]
+            if not isinstance(category["name"], str):
+                raise TypeError(f"the name of a category is {category['name']!r}")
+            category["id"]
         for key in ("images", "categories"):
             ids = Counter(thing["id"] for thing in content[key] if "id" in thing)
             if ids and ids.most_common(1)[0][1] > 1:

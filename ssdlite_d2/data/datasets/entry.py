@@ -39,6 +39,9 @@ class Entry:
         if not isinstance(mapping, dict) or "NAME" not in mapping:
             raise InputError(f"DATASETS.REGISTER: an entry needs a NAME, got {mapping}")
         where = f"DATASETS.REGISTER, data set '{mapping['NAME']}'"
+        for key, value in mapping.items():
+            if key != "CLASSES" and value is not None and not isinstance(value, (str, int)):
+                raise InputError(f"{where}: {key} is {value!r}; it is a text")
         kind = Entry.formats[
             one_of(f"{where}: FORMAT", mapping.get("FORMAT"), sorted(Entry.formats))
         ]
@@ -56,8 +59,8 @@ class Entry:
             raise InputError(f"{where}: CLASSES is {classes!r}; it is a list of names")
         one_of(f"{where}: OTHER_CLASSES", other, OTHER_CLASSES)
         entry = kind(
-            name=mapping["NAME"],
-            root=Path(os.getenv("DETECTRON2_DATASETS", "datasets"), mapping.get("ROOT") or ""),
+            name=str(mapping["NAME"]),
+            root=Path(os.getenv("DETECTRON2_DATASETS", "datasets"), str(mapping.get("ROOT") or "")),
             keys={k: v for k, v in mapping.items() if k not in COMMON},
             classes=tuple(str(name) for name in classes) if classes else None,
             other_classes=other,

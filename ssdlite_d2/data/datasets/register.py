@@ -77,6 +77,9 @@ def resolve_classes(cfg: CfgNode) -> Optional[Tuple[str, ...]]:
         InputError: classes cannot be merged, or a test set has classes that are not trained.
     """
     register_datasets(cfg)
+    for key in ("TRAIN", "TEST"):
+        if not all(isinstance(name, str) for name in cfg.DATASETS[key]):
+            raise InputError(f"DATASETS.{key} is {cfg.DATASETS[key]}; it is a list of names")
     names = tuple(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
     by_set = {name: classes for name in names if (classes := classes_of(name)) is not None}
     told = [by_set[name] for name in cfg.DATASETS.TRAIN or cfg.DATASETS.TEST if name in by_set]

@@ -113,6 +113,8 @@ class YoloEntry(Entry):
         root = file.parent / str(data.get("path") or "")
         root = root if root.is_dir() else file.parent
         sources = [sources] if isinstance(sources, str) else sources
+        if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
+            raise InputError(f"data set '{self.name}': {file}: {self.keys['SPLIT']} is no path")
         # exports of labelling services say ../train for what lies beside the data.yaml
         return [p if (p := root / s).exists() else root / s.removeprefix("../") for s in sources]
 
