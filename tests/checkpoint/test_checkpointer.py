@@ -55,7 +55,7 @@ def test_trunks_load_under_the_name_that_the_backbone_gives(tmp_path):
         model.features = nn.Sequential(nn.Linear(1, 1, bias=False))
         if prefix:
             model.backbone.trunk_prefix = prefix
-        SSDCheckpointer(model).load(path)
+        SSDCheckpointer(model).load(path, purpose="start")
         assert [name for name, v in model.state_dict().items() if v == 7] == [here]
 
 

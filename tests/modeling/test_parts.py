@@ -157,7 +157,7 @@ def test_constructor_and_its_parts_by_name():
 
 
 def test_old_keys_tell_the_new_ones(tmp_path):
-    with pytest.raises(InputError, match=r"MODEL.SSD.LOSS was renamed to MODEL.SSD.CRITERION.NAME"):
+    with pytest.raises(InputError, match=r"MODEL.SSD.LOSS is called MODEL.SSD.CRITERION.NAME now"):
         load_config("ssdlite_mnv2.yaml", ["MODEL.SSD.LOSS", "multibox"])
     path = tmp_path / "old.yaml"
     path.write_text("MODEL: {SSD: {IOU_THRESHOLD: 0.4}}\n")
