@@ -40,7 +40,7 @@ def _class_rows(name: str, value: Tensor, ours: str, model: nn.Module, dropped: 
     anchors = expected // model.criterion.num_scores
     if not is_last_convolution(ours, model) or len(value) != anchors * columns:
         return value
-    if model.loss == "multibox":
+    if model.criterion.num_scores > model.num_classes:  # with a background
         return take_columns(value, columns, background_last(model.num_classes))
     # The focal loss there has a column for one class more than there is, trained as always absent.
     dropped[f"{name}, column {columns - 1}"] = "a class that no data set has"
