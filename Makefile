@@ -2,6 +2,8 @@
 # make demo    trains, evaluates and draws on aerial images of trees
 # make test    lint and tests
 # make fuzz    damaged data sets and configs; COUNT=2000 SEED=0
+# make docs    the site, in build/site; broken links are errors
+# make dist    wheel and source archive, in dist
 #
 # DETECTRON2=official builds Detectron2 from its own repository (network and compiler needed).
 
@@ -15,7 +17,7 @@ pip := $(python) -m pip --disable-pip-version-check
 config := configs/ssdlite_mnv2_neon_trees.yaml
 output := output/ssdlite_mnv2_neon_trees
 
-.PHONY: setup demo test fuzz lint clean
+.PHONY: setup demo test fuzz docs dist lint clean
 
 setup: .venv/ready
 
@@ -67,5 +69,20 @@ SEED ?= 0
 fuzz: .venv/ready
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(python) -W ignore tests/fuzz/fuzzing.py --count $(COUNT) --seed $(SEED)
 
+# mkdocs has an environment of its own: the pages need nothing of the package.
+.cache/mkdocs/ready: requirements/docs.txt
+	test -x .cache/mkdocs/bin/python || $(PYTHON) -m venv .cache/mkdocs
+	.cache/mkdocs/bin/python -m pip --disable-pip-version-check install -r $<
+	touch $@
+
+docs: .cache/mkdocs/ready
+	$(PYTHON) docs/make_keys.py --check
+	.cache/mkdocs/bin/mkdocs build --strict
+
+dist:
+	test -x .cache/build/bin/python || $(PYTHON) -m venv .cache/build
+	.cache/build/bin/python -m pip --disable-pip-version-check install build
+	.cache/build/bin/python -m build
+
 clean:
-	rm -rf .venv .cache output
+	rm -rf .venv .cache build dist output

@@ -1,0 +1,218 @@
+"""The documentation is true: links, commands, keys, configs, messages and the drawing of floors."""
+
+import ast
+import re
+import runpy
+import shlex
+import sys
+import warnings
+from functools import cache
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, make_input, make_model, run
+from detectron2.config import get_cfg
+
+from ssdlite_d2 import add_ssd_config
+from ssdlite_d2.modeling import SSD_ASSIGNER_REGISTRY
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob(".github/*.md")])
+TODAY = [page for page in PAGES if page.name not in ("CHANGELOG.md", "config-keys.md")]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def prose(page):
+    return FENCE.sub("", page.read_text())
+
+
+@cache
+def anchors(page):
+    """Names of the headings of a page, as GitHub and mkdocs make them."""
+    titles = re.findall(r"^#+ (.*)$", prose(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in LINK.findall(prose(page)):
+        if re.match(r"https?:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (page.parent / place).resolve() if place else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180
+
+
+def test_every_page_is_on_the_site():
+    pages = {name for name in re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text())}
+    ours = {page.name for page in PAGES if page.parent.name != ".github"}
+    assert pages == {"index.md" if name == "README.md" else name for name in ours}
+
+
+def test_page_of_keys_is_up_to_date():
+    done = run("docs/make_keys.py", "--check")
+    assert done.returncode == 0, done.stderr
+    keys = set(re.findall(r"^\| `([A-Z][\w.]+\.\w+)` \|", page_of_keys(), re.M))
+    assert keys == set(leaves(config())) - set(leaves(get_cfg()))
+
+
+def page_of_keys():
+    return (ROOT / "docs" / "config-keys.md").read_text().split("## Renamed keys")[0]
+
+
+@cache
+def config():
+    cfg = get_cfg()
+    add_ssd_config(cfg)
+    return cfg
+
+
+def leaves(node, prefix=""):
+    for name, value in node.items():
+        if isinstance(value, type(node)):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+@pytest.mark.parametrize("page", TODAY, ids=lambda page: page.name)
+def test_keys_and_configs_exist(page):
+    text, nodes = page.read_text(), "|".join(config())
+    for key in re.findall(rf"\b(?:{nodes})(?:\.[A-Z][A-Z0-9_]*)+\b(?!\.)", text):
+        node = config()
+        for name in key.split("."):
+            assert name in node, key
+            node = node[name]
+    for name in re.findall(r"configs/([\w/-]+\.yaml)", text):
+        assert (ROOT / "configs" / name).is_file(), name
+    for name in re.findall(r"`((?:modern/|tf/|torchvision/)?ssd[\w-]+\.yaml)`", text):
+        places = [ROOT / "configs" / name, ROOT / "configs" / "modern" / name]
+        assert any(place.is_file() for place in places), name
+
+
+def commands():
+    """(page, program, flags) of every Python command, in blocks and in the text."""
+    for page in TODAY:
+        text = page.read_text()
+        blocks = "\n".join(block for _, block in FENCE.findall(text)).replace("\\\n", " ")
+        spans = [" ".join(span.split()) for span in re.findall(r"`(python [^`]+)`", prose(page))]
+        for line in [*blocks.splitlines(), *spans]:
+            found = re.search(r"\bpython (?:-m )?([\w./]+)(.*)", line)
+            if found and not line.startswith(("import", "from", "#")):
+                yield page.name, found[1], shlex.split(found[2], comments=True)
+
+
+def tell_help(program, *command):
+    """Run a program's main file or module with ``--help``, in this process."""
+    sys.argv = [program, *command, "--help"]
+    with pytest.raises(SystemExit), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # runpy's, of modules that are imported already
+        if program.endswith(".py"):
+            runpy.run_path(str(ROOT / program), run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+def test_commands_are_as_the_programs_have_them(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", "100000000")  # predict.py would set it
+    monkeypatch.syspath_prepend(ROOT / "ssdlite_d2" / "export" / "bundled")
+    known = {}
+    for page, program, words in commands():
+        if program.endswith("predict.py"):
+            program = "ssdlite_d2/export/bundled/predict.py"
+        if program.startswith(("docs/", "tests/")):
+            assert (ROOT / program).is_file(), program
+        if program.startswith(("docs/", "tests/", "pytest", "detectron2.")):
+            continue
+        command = (program, *words[:1] * program.endswith(("benchmark", "benchmarks")))
+        if command not in known:
+            tell_help(*command)
+            known[command] = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+        flags = {word for word in words if word.startswith("--")}
+        assert flags <= known[command], (page, command, flags)
+    assert len(known) >= 12
+
+
+def test_messages_are_those_of_the_code():
+    texts = []
+    for file in (ROOT / "ssdlite_d2").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                values = (v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
+                texts.append("".join(map(str, values)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = re.findall(r"`([^`]+)`", "".join(re.findall(r"^(\| .*?\|) ", page, re.M)))
+    assert len(messages) > 40
+    for message in messages:
+        parts = [part for part in re.split("…", message) if part.strip()]
+        found = [t for t in texts if all(part.strip() in t for part in parts)]
+        assert found, message
+
+
+def test_example_of_a_part_trains():
+    (example,) = (
+        code
+        for kind, code in FENCE.findall((ROOT / "README.md").read_text())
+        if kind == "python" and "REGISTRY" in code
+    )
+    exec(example, {})
+    name = re.search(r'name="(\w+)"', example)[1]
+    try:
+        model = make_model(3, "MODEL.SSD.ASSIGNER.NAME", name)
+        inputs = [make_input([[20, 20, 150, 150]], [1]), make_input()]
+        losses = model(inputs)
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        anchors = model.eval().anchors()
+        targets = [x["instances"] for x in inputs]
+        labels = model.assigner(anchors, targets).labels
+        assert (labels[0] == -1).any() and (labels[0] == 1).any() and (labels[1] == 3).all()
+    finally:
+        SSD_ASSIGNER_REGISTRY._obj_map.pop(name)
+
+
+FLOORS = [
+    {"tools"},
+    {"engine", "export", "diagnostics"},
+    {"checkpoint", "evaluation"},
+    {"modeling", "data"},
+    {"config", "config_file", "files", "errors"},
+]
+
+
+def test_imports_go_down():
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    for file in (ROOT / "ssdlite_d2").rglob("*.py"):
+        own = file.relative_to(ROOT / "ssdlite_d2").parts
+        if own == ("__init__.py",) or "bundled" in own:
+            continue
+        here = own[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == len(own):
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                for there in (name.split(".")[0] for name in names if name != "__version__"):
+                    assert there == here or floor[there] > floor[here] or here in FLOORS[-1], file
+    drawing = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
+    named = [set(re.findall(r"(\w+)(?:/|\.py)", line)) for line in drawing.split("-----\n")]
+    assert len(named) == len(FLOORS)
+    for drawn, names in zip(named, FLOORS):
+        assert names <= drawn
+
+
+def test_ci_calls_what_the_makefile_has():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    called = {line.split()[1] for line in runs if line.startswith("make ")}
+    assert called and called <= targets
+    for file in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(file.read_text())
+        assert {"name", "description", "body"} <= set(form)
