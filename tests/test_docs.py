@@ -14,7 +14,8 @@ import yaml
 from conftest import ROOT, make_input, make_model, run
 from detectron2.config import get_cfg
 
-from ssdlite_d2 import add_ssd_config
+from ssdlite_d2 import add_ssd_config, load_config
+from ssdlite_d2.config import RENAMED_KEYS
 from ssdlite_d2.modeling import SSD_ASSIGNER_REGISTRY
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob(".github/*.md")])
@@ -177,6 +178,23 @@ def test_example_of_a_part_trains():
         assert (labels[0] == -1).any() and (labels[0] == 1).any() and (labels[1] == 3).all()
     finally:
         SSD_ASSIGNER_REGISTRY._obj_map.pop(name)
+
+
+def test_configs_in_the_text_are_read(tmp_path):
+    texts = [page.read_text() for page in TODAY]
+    configs = [code for text in texts for kind, code in FENCE.findall(text) if kind == "yaml"]
+    assert len(configs) == 2
+    for number, code in enumerate(configs):
+        (tmp_path / f"{number}.yaml").write_text(code)
+        cfg = load_config(str(tmp_path / f"{number}.yaml"))
+        assert [entry["NAME"] for entry in cfg.DATASETS.REGISTER] == ["mine_train", "mine_val"]
+        assert cfg.SOLVER.MAX_ITER == 600
+
+
+def test_changelog_has_every_renamed_key():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    for old, new in RENAMED_KEYS.items():
+        assert f"| `MODEL.SSD.{old}` | `MODEL.SSD.{new}` |" in text
 
 
 FLOORS = [
