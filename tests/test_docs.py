@@ -17,6 +17,7 @@ from detectron2.config import get_cfg
 from ssdlite_d2 import add_ssd_config, load_config
 from ssdlite_d2.config import RENAMED_KEYS
 from ssdlite_d2.modeling import SSD_ASSIGNER_REGISTRY
+from ssdlite_d2.tools.analyze import main
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob(".github/*.md")])
 TODAY = [page for page in PAGES if page.name not in ("CHANGELOG.md", "config-keys.md")]
@@ -178,6 +179,27 @@ def test_example_of_a_part_trains():
         assert (labels[0] == -1).any() and (labels[0] == 1).any() and (labels[1] == 3).all()
     finally:
         SSD_ASSIGNER_REGISTRY._obj_map.pop(name)
+
+
+def rows(page):
+    """Cells of the table rows of a page that begin with a config."""
+    found = re.findall(r"^\| `([\w/]+\.yaml)` \| (.*) \|$", (ROOT / page).read_text(), re.M)
+    return {name: rest.split(" | ") for name, rest in found if len(rest.split(" | ")) > 3}
+
+
+def test_tables_of_the_zoo_agree_and_analyze_prints_them(monkeypatch, capsys):
+    short, long = rows("README.md"), rows("docs/model-zoo.md")
+    assert len(long) == 14
+    for name, (published, parameters, madds, _, source) in long.items():
+        assert short[name] == [published, parameters, madds, source]
+    name = "ssdlite_mnv2.yaml"
+    monkeypatch.setattr(sys, "argv", ["analyze", "--config-file", f"configs/{name}"])
+    main()
+    told = dict(re.findall(r"^(\S+) +(.*)$", capsys.readouterr().out, re.M))
+    _, parameters, madds, size, _ = long[name]
+    assert f"{int(told['parameters'].replace(',', '')) / 1e6:.2f} M" == parameters
+    assert f"{int(told['multiply-adds'].split()[0].replace(',', '')) / 1e9:.2f} G" == madds
+    assert told["size"] == f"{size} as float32"
 
 
 def test_configs_in_the_text_are_read(tmp_path):

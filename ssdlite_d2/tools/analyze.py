@@ -44,8 +44,8 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
-        cfg.MODEL.DEVICE = "meta"  # shapes are enough
         finish_config(cfg)
+        cfg.MODEL.DEVICE = "meta"  # shapes are enough
         counts = analyze(cfg)
     height, width = cfg.INPUT.SIZE
     print(f"input         {height} x {width}, {cfg.MODEL.SSD.NUM_CLASSES} classes")
