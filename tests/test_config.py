@@ -5,6 +5,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from ssdlite_d2 import InputError, add_ssd_config, get_config_file, load_config
+from ssdlite_d2.config import num_classes_of
 from ssdlite_d2.engine import finish_config
 
 CONFIGS = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml"))
@@ -23,6 +24,11 @@ def test_every_config_survives_saving(name, tmp_path):
     (tmp_path / "saved.yaml").write_text(cfg.dump())
     again = load_config(str(tmp_path / "saved.yaml"))
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "Base" not in name])
+def test_every_config_tells_its_classes_without_data(name):
+    assert num_classes_of(load_config(name)) in (1, 3, 20, 80)
 
 
 def test_reference_recipe():
