@@ -67,7 +67,7 @@ COUNT ?= 2000
 SEED ?= 0
 
 fuzz: .venv/ready
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(python) -W ignore tests/fuzz/fuzzing.py --count $(COUNT) --seed $(SEED)
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 PYTHONPATH=. $(python) -W ignore tests/fuzz/fuzzing.py --count $(COUNT) --seed $(SEED)
 
 # mkdocs has an environment of its own: the pages need nothing of the package.
 .cache/mkdocs/ready: requirements/docs.txt

@@ -36,7 +36,10 @@ def get_config_file(name: str) -> str:
     for path in (folder / name for folder in FOLDERS):
         if path.is_file():
             return str(path)
-    raise InputError(f"no config '{name}'; the package has {', '.join(sorted(_known()))}")
+    near = difflib.get_close_matches(name, _known(), n=5, cutoff=0)
+    raise InputError(
+        f"no config '{name}'; of {len(_known())} in the package the nearest are {', '.join(near)}"
+    )
 
 
 def _known() -> Set[str]:

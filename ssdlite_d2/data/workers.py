@@ -32,9 +32,12 @@ class SturdyLoader(DataLoader):
         # The workers inherit the mask, those that are started by spawn before their long imports.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            return super().__iter__()
+            iterator = super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for worker in getattr(iterator, "_workers", ()):
+            worker.terminate = worker.kill  # for what does not end when it is told to
+        return iterator
 
 
 def outlive_signals(loader: DataLoader) -> DataLoader:

@@ -67,6 +67,10 @@ COUNT, SIZE, SHARE = whole(0), whole(1), number(0, 1)
 AMOUNT, POSITIVE = number(0), number(0, above=True)
 
 CHECKS: Dict[str, Check] = {
+    "SEED": (
+        lambda v: isinstance(v, int) and -1 <= v < 2**32,
+        "a whole number from -1 to 2^32 - 1",
+    ),
     "MODEL.DEVICE": device(),
     "MODEL.PIXEL_MEAN": several(3, number(-math.inf)),
     "MODEL.PIXEL_STD": several(3, POSITIVE),

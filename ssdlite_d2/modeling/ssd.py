@@ -176,9 +176,11 @@ class SSD(DenseDetector):
         Without arguments those of ``input_size``, for which the backbone runs once.
         """
         if features is None:
-            size = self.input_size
+            size, training = self.input_size, self.training
             with torch.no_grad():
-                features = self.feature_maps(torch.zeros(1, 3, *size, device=self.device))
+                images = torch.zeros(1, 3, *size, device=self.device)
+                features = self.eval().feature_maps(images)
+            self.train(training)
         return self.anchor_generator(features, size)
 
     def forward_training(self, images, features, predictions, gt_instances):

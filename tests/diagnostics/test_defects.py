@@ -198,7 +198,7 @@ def odd_files(tmp_path_factory):
         os.rename(images / "new.png", os.fsencode(images) + b"/" + name + b".png")
     (root / "labels").mkdir()
     (root / "labels" / "text.txt").write_text("0 .5 .5 0 0\n" * 50)
-    sizes = [(0, 40), (50, 0), (-5, 40), ("50", 40), (None, 40), (1e9, 40), (10**9, 40)]
+    sizes = [(0, 40), (50, 0), (-5, 40), ("50", 40), ([], 40), (1e9, 40), (10**9, 40)]
     files = ["\x00.png", ["a.png"], "\udcff.png"]
     content = {
         "images": [
@@ -232,7 +232,8 @@ def test_defects_do_not_end_the_search_for_them(odd_files):
     kinds = [(d["kind"], d["file"].split("/")[-1]) for d in report["c"]["defects"]]
     assert ("missing-image", "\udcff.png") in kinds
     assert report["y"]["images"] == 3
-    assert "na\\udcffme.png" in done.stdout and "\\u4e2d.png" in done.stdout
+    for shown in (r"na\udcffme.png", r"\udce4\udcb8\udcad.png", r"\u732b"):  # bytes; the class
+        assert shown in done.stdout
 
 
 def test_prints_some_of_each_kind_and_counts_the_rest(odd_files):

@@ -224,7 +224,7 @@ class Outcome(NamedTuple):
 
 def use(file: Path) -> None:
     """What check_data and train_net do with a config: look at all data, train two steps."""
-    cfg = load_config(str(file))
+    cfg = load_config(str(file), ["DATALOADER.NUM_WORKERS", 0])
     finish_config(cfg)
     names = [name for name in cfg.DATASETS.TRAIN]
     records: Dict[str, list] = {}

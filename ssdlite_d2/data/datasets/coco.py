@@ -106,7 +106,8 @@ def _read_json(name: str, path: str) -> Dict[str, Any]:
         for category in content["categories"]:
             if not isinstance(category["name"], str):
                 raise TypeError(f"the name of a category is {category['name']!r}")
-            category["id"]
+            if not isinstance(category["id"], int):
+                raise TypeError(f"the id of a category is {category['id']!r}")
         for key in ("images", "categories"):
             ids = Counter(thing["id"] for thing in content[key] if "id" in thing)
             if ids and ids.most_common(1)[0][1] > 1:

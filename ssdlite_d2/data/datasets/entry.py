@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Dict, List, Optional, Tuple, Type
 
-from ...errors import InputError, one_of
+from ...errors import InputError, first_line, one_of
 from .annotations import ClassIds, Problems, log_loaded
 
 COMMON = ("NAME", "FORMAT", "ROOT", "CLASSES", "OTHER_CLASSES")
@@ -115,7 +115,11 @@ class Entry:
             InputError: something is wrong, unless ``problems`` is not strict.
         """
         problems = problems or Problems(self.name)
-        dicts = self.read(problems)
+        try:
+            dicts = self.read(problems)
+        except (OSError, UnicodeError) as error:
+            where = f"data set '{self.name}': {getattr(error, 'filename', None) or self.root}"
+            raise InputError(f"{where}: {first_line(error)}") from error
         problems.log_dropped()
         log_loaded(self.name, dicts)
         return dicts
