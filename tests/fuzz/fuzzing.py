@@ -202,7 +202,6 @@ def make_case(folder: Path, kind: str, seed: int) -> Path:
         pixels = np.random.default_rng(i).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / name, compress_level=0)
     content = FORMATS[kind if kind in FORMATS else draw.choice(list(FORMATS))](folder)
-    content["OUTPUT_DIR"] = str(folder / "output")
     file, text = folder / "config.yaml", yaml.safe_dump(content).encode()
     if kind == "config":
         text = damage_config(content, draw)
@@ -224,7 +223,8 @@ class Outcome(NamedTuple):
 
 def use(file: Path) -> None:
     """What check_data and train_net do with a config: look at all data, train two steps."""
-    cfg = load_config(str(file), ["DATALOADER.NUM_WORKERS", 0])
+    output = str(file.parent / "output")
+    cfg = load_config(str(file), ["DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", output])
     finish_config(cfg)
     names = [name for name in cfg.DATASETS.TRAIN]
     records: Dict[str, list] = {}
