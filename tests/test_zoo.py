@@ -132,3 +132,25 @@ def test_torchvisions_trunks_fill_the_backbone(name, trunk):
     for key, value in ours.items():
         if key.startswith("backbone.features."):
             assert state[key].shape == value.shape, key
+
+
+@pytest.mark.parametrize(
+    "new, old",
+    [
+        ("modern/ssdlite_mnv2_tal.yaml", "ssdlite_mnv2.yaml"),
+        ("modern/ssdlite_mnv2_tal_bccd.yaml", "ssdlite_mnv2_bccd.yaml"),
+    ],
+)
+def test_new_training_leaves_network_and_anchors(new, old):
+    """Who has deployed the old one puts the new weights in its place."""
+    models = [build_model(load_bare(name, "MODEL.SSD.NORM", "BN")).eval() for name in (new, old)]
+    shapes = [{k: v.shape for k, v in model.state_dict().items()} for model in models]
+    assert shapes[0] == shapes[1]
+    models[0].load_state_dict(models[1].state_dict())
+    image = torch.rand(1, 3, *models[0].input_size)
+    with torch.no_grad():
+        for a, b in zip(*(model.raw_outputs(image) for model in models)):
+            assert torch.equal(a, b)
+    for a, b in zip(*(model.anchors() for model in models)):
+        assert torch.equal(a.tensor, b.tensor)
+    assert type(models[0].box2box_transform) is type(models[1].box2box_transform)
