@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,6 +16,7 @@ from ssdlite_d2.export.bundled.detector import Detector, PredictError
 from ssdlite_d2.tools.benchmark import inference
 from ssdlite_d2.tools.benchmark.__main__ import main
 from ssdlite_d2.tools.benchmark.inference import FLOOR
+from ssdlite_d2.tools.benchmark.worker import Worker
 
 IMAGES = ASSETS / "bccd" / "JPEGImages"
 # the program of a bundle in an interpreter that has nothing of the training side
@@ -353,6 +353,8 @@ def test_export_names_wrong_input(config, bundle, tmp_path):
     int8 = "--precision int8 --calibration"
     cases = [
         (case(format="tensorrt"), "--format is 'tensorrt'; it is one of onnx, openvino"),
+        (case("--layout frigate"), "--layout frigate is not for --format onnx; it is for openvino"),
+        (case("--layout coral"), "--layout is 'coral'; it is one of anchors, nms, frigate"),
         (case("--nms", format="ncnn"), "--layout nms is not for --format ncnn"),
         (
             case("--precision int8", format="torchscript"),
@@ -379,11 +381,35 @@ def test_export_names_wrong_input(config, bundle, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"occupied", "none.txt"}
 
 
+def test_a_process_of_the_benchmark_times_and_detects(bundle, tmp_path):
+    image = read_all()[0]
+    with Worker("bundle", "", str(bundle), None, image, 10) as worker:
+        names = [name for name, _, _ in worker.open()]
+        assert names == [f"onnx fp32{x}" for x in (", model alone", "", ", 10 candidates")]
+        assert len(worker.ask(names[0], "time", 3)) == 3
+        found = worker.ask(names[1], "detect", [image])[0]
+        expected = Detector(bundle)([image])[0]
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected))
+        with pytest.raises(RuntimeError, match="uint8"):
+            worker.ask(names[1], "detect", [image[:, :, 0]])
+    assert worker.process.returncode == 0
+    broken = shutil.copytree(bundle, tmp_path / "broken")
+    (broken / "model.onnx").unlink()
+    for function, words in (
+        ("", "model.onnx is missing"),
+        ("os:_exit", "its process ended with status 3"),
+    ):
+        args = (3,) if function else (str(broken), None, image, 10)
+        with Worker("x", function, *args) as worker, pytest.raises(RuntimeError, match=words):
+            worker.open()
+
+
 def test_benchmark_has_a_row_for_every_runtime(config, clean_catalog, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(config.parent))
-    # peak memory takes a process of its own for every row
-    nothing = SimpleNamespace(run=lambda *args, **kwargs: SimpleNamespace(stdout=""))
-    monkeypatch.setattr("ssdlite_d2.tools.benchmark.inference.subprocess", nothing)
+    # a process of its own for each: the others are as these
+    monkeypatch.setattr(inference, "MODES", ("eager", "fused"))
+    monkeypatch.setattr(inference, "CALLS", 2)
+    monkeypatch.setattr(inference, "BATCH", 2)
     files = ["--json", tmp_path / "speed.json", "--plot", tmp_path / "speed.png"]
     command = ["inference", "--config-file", config, "--rounds", 1, "--ap-images", 2, *files]
     monkeypatch.setattr("sys.argv", ["benchmark", *map(str, command)])
@@ -397,4 +423,7 @@ def test_benchmark_has_a_row_for_every_runtime(config, clean_catalog, tmp_path, 
         assert 0 < rows[same[0]]["AP"] == pytest.approx(rows[same[1]]["AP"], abs=1e-3)
         assert rows[same[-1]]["AP"] == pytest.approx(rows[same[0]]["AP"], abs=1e-3)
     assert all(0 < row["median ms"] <= row["p90 ms"] for row in rows.values())
+    memory = {name: rows[name]["peak memory MB"] for name in (*modes, *runtimes)}
+    assert memory["onnx fp32"] < 0.6 * memory["PyTorch eager"]  # there is no PyTorch in it
+    assert all(rows[name]["images/s"] > 0 and rows[name]["model MB"] > 10 for name in memory)
     assert cv2.imread(str(tmp_path / "speed.png")) is not None
