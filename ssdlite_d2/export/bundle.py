@@ -1,34 +1,34 @@
 """A bundle: a folder with a model, all that one must know to run it, and a program that does."""
 
-import hashlib
+import dataclasses
 import json
 import logging
 import os
 import shutil
-import subprocess
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Set, Tuple
+from typing import Dict, Iterator, List, Set
 
 import torch
 from detectron2.config import CfgNode
-from torch import nn
 
-from ..data.datasets.register import classes_of
 from ..errors import InputError
 from ..files import read_regular
 from ..modeling import SSD
 from .bundled.detector import is_inside
 from .formats import Format, Job, find_format
-from .graph import ExportedSSD, WithNMS
+from .graph import ExportedSSD
+from .layouts import LAYOUTS
 from .options import ExportOptions
-from .parity import check_parity, write_parity
+from .parity import check_parity, parity_records, write_parity
 from .quantization import quantize
+from .spec import Spec, class_names, input_spec, source_of
+from .texts import readme, requirements, write_example
 
 logger = logging.getLogger(__name__)
 
-TEXTS = ("labels.txt", "model.json", "config.yaml", "predict.py", "detector.py", "parity.json")
+PROGRAMS = ("predict.py", "detector.py", "runtimes.py")
 
 
 def export_bundle(cfg: CfgNode, model: SSD, output: str, options: ExportOptions) -> Dict:
@@ -46,33 +46,26 @@ def export_bundle(cfg: CfgNode, model: SSD, output: str, options: ExportOptions)
         InputError: the options cannot be met, or the exported model differs from ``model`` by more
             than is tolerated.
     """
-    chosen = options.check()
+    chosen, layout = options.check(), LAYOUTS[options.layout]
     model.eval()
     with new_folder(Path(output)) as folder:
         spec = describe(cfg, model, chosen, options)
-        path = folder / chosen.file
-        module, image = exported_module(cfg, model, chosen, options)
-        precision = "fp32" if options.precision == "int8" else options.precision
-        dynamic = options.batch == "dynamic"
-        chosen.write(
-            Job(module, image, path, precision, dynamic, options.resize, tuple(spec["outputs"]))
-        )
-        write_texts(folder, spec, cfg)
+        write_model(cfg, model, folder, chosen, options)
         if options.precision == "int8":
-            spec["quantization"] = quantize(cfg, model, folder, spec, options)
-        spec["sha256"] = {
-            str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in model_files(folder, chosen)
-        }
-        spec["bytes"] = sum(p.stat().st_size for p in model_files(folder, chosen))
-        write_texts(folder, spec, cfg)
+            plain = dataclasses.replace(spec, layout="anchors")
+            spec.quantization = quantize(cfg, model, folder, plain, options)
+        if layout.finish:
+            layout.finish(folder, spec)
         if options.parity_images and not chosen.runs_here:
             logger.warning(f"No parity report: {options.format} models do not run on this system")
-        report = {}
+        report, example = {}, None
         if options.parity_images and chosen.runs_here:
-            report = check_parity(cfg, model, folder, options)
+            records = parity_records(cfg, options)
+            report = check_parity(cfg, model, folder, spec, options, records)
             write_parity(folder, report, options)
-        spec["files"] = files_of(folder)  # which the next export there may replace
+            example = write_example(folder, spec, records[0]["file_name"])
+        (folder / "README.md").write_text(readme(spec, report, example), "utf-8")
+        spec.measure(folder, model_files(folder, chosen))
         write_texts(folder, spec, cfg)
     return report
 
@@ -117,7 +110,7 @@ def exported_files(output: Path) -> Set[str]:
     try:
         spec = json.loads(read_regular(output / "model.json"))
         find_format(spec["format"])
-        names = spec.get("files", [*spec["sha256"], *TEXTS])  # older ones have no list
+        names = spec["files"]
         root = output.resolve()
         inside = filter(is_inside, names)
         return {name for name in inside if (root / name).parent.resolve().is_relative_to(root)}
@@ -152,11 +145,12 @@ def files_of(folder: Path) -> List[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def exported_module(
-    cfg: CfgNode, model: SSD, chosen: Format, options: ExportOptions
-) -> Tuple[nn.Module, torch.Tensor]:
-    """The module to export and an example image for it."""
-    module = ExportedSSD(
+def write_model(
+    cfg: CfgNode, model: SSD, folder: Path, chosen: Format, options: ExportOptions
+) -> None:
+    """Write the model's file, in float."""
+    layout = LAYOUTS[options.layout]
+    detector = ExportedSSD(
         model,
         image_format=cfg.INPUT.FORMAT,
         channels_last=chosen.channels_last,
@@ -165,70 +159,43 @@ def exported_module(
     batch = 2 if options.batch == "dynamic" else int(options.batch)
     height, width = model.input_size
     shape = (batch, height, width, 3) if chosen.channels_last else (batch, 3, height, width)
-    image = torch.zeros(shape, dtype=torch.uint8)
-    return (WithNMS(module) if options.nms else module), image
-
-
-def describe(cfg: CfgNode, model: SSD, chosen: Format, options: ExportOptions) -> Dict:
-    """What model.json says."""
-    height, width = model.input_size
-    return {
-        "format": options.format,
-        "file": chosen.file,
-        "precision": options.precision,
-        "input": {
-            "layout": "NHWC" if chosen.channels_last else "NCHW",
-            "type": "uint8",
-            "colour": "RGB",
-            "size": [height, width],
-            "batch": options.batch if options.batch == "dynamic" else int(options.batch),
-            # Bilinear without antialias: OpenCV's INTER_LINEAR. Normalisation is inside.
-            "resize": "inside" if options.resize else "before",
-        },
-        "outputs": {
-            "boxes": "XYXY in pixels of the input",
-            "scores": "best first, 0 for none" if options.nms else "one per anchor and class",
-            **({"classes": "-1 for none"} if options.nms else {}),
-        },
-        "nms": options.nms,
-        "classes": class_names(cfg, model.num_classes),
-        "detections": model.postprocessor.options(),
-        "source": {"weights": cfg.MODEL.WEIGHTS, "config": "config.yaml", "commit": commit()},
-    }
-
-
-def class_names(cfg: CfgNode, count: int) -> List[str]:
-    """Names of the classes as the config's data sets have them; numbers when there is none."""
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        names = classes_of(name)
-        if names:
-            return list(names)
-    return [str(i) for i in range(count)]
-
-
-def commit() -> str:
-    """The commit of this package's checkout; its version where there is none."""
-    from .. import __version__
-
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return __version__
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=root,
-        capture_output=True,
-        text=True,
+    chosen.write(
+        Job(
+            layout.wrap(detector),
+            torch.zeros(shape, dtype=torch.uint8),
+            folder / chosen.file,
+            "fp32" if options.precision == "int8" else options.precision,
+            options.batch == "dynamic",
+            options.resize,
+            tuple(LAYOUTS["anchors" if layout.finish else options.layout].outputs),
+        )
     )
-    return done.stdout.strip() or __version__
 
 
-def write_texts(folder: Path, spec: Dict, cfg: CfgNode) -> None:
-    """labels.txt, model.json, config.yaml, and the programs."""
-    (folder / "labels.txt").write_text("\n".join(spec["classes"]) + "\n", "utf-8")
-    (folder / "model.json").write_text(json.dumps(spec, indent=1) + "\n")
+def describe(cfg: CfgNode, model: SSD, chosen: Format, options: ExportOptions) -> Spec:
+    """What model.json says, without what is known of the written files only."""
+    return Spec(
+        format=options.format,
+        file=chosen.file,
+        precision=options.precision,
+        layout=options.layout,
+        input=input_spec(model.input_size, options.batch, chosen.channels_last, options.resize),
+        outputs=LAYOUTS[options.layout].outputs,
+        classes=class_names(cfg, model),
+        detections=model.postprocessor.options(),
+        source=source_of(cfg),
+    )
+
+
+def write_texts(folder: Path, spec: Spec, cfg: CfgNode) -> None:
+    """Programs and texts; model.json last, with the names of all files."""
+    (folder / "labels.txt").write_text("\n".join(spec.classes) + "\n", "utf-8")
+    (folder / "requirements.txt").write_text(requirements(spec))
     (folder / "config.yaml").write_text(cfg.dump(), "utf-8")
-    for name in ("predict.py", "detector.py"):
+    for name in PROGRAMS:
         shutil.copyfile(Path(__file__).parent / "bundled" / name, folder / name)
+    spec.files = [*files_of(folder), "model.json"]
+    (folder / "model.json").write_text(json.dumps(spec.values(), indent=1) + "\n")
 
 
 def model_files(folder: Path, chosen: Format) -> List[Path]:

@@ -6,6 +6,7 @@ from typing import Optional, Union
 
 from ..errors import InputError, one_of
 from .formats import Format, find_format
+from .layouts import LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ExportOptions:
     format: str = "onnx"
     precision: str = "fp32"
     batch: Union[int, str] = 1
-    nms: bool = False
+    layout: str = "anchors"
     resize: bool = False
     calibration: Optional[str] = None
     calibration_images: int = 200
@@ -42,15 +43,10 @@ class ExportOptions:
         one_of(f"--precision of --format {self.format}", self.precision, chosen.precisions)
         if self.batch != "dynamic" and not (str(self.batch).isdigit() and int(self.batch)):
             raise InputError(f"--batch is {self.batch}; it is a number from 1, or dynamic")
-        wanted = {"--nms": self.nms, "--resize": self.resize, "--batch": self.batch == "dynamic"}
-        for flag, asked in wanted.items():
+        for flag, asked in (("resize", self.resize), ("batch dynamic", self.batch == "dynamic")):
             if asked and not chosen.dynamic:
-                value = " dynamic" if flag == "--batch" else ""
-                raise InputError(f"{flag}{value} is not for --format {self.format}")
-        if self.nms and self.batch == "dynamic" and self.format == "torchscript":
-            raise InputError("--nms with --format torchscript needs a number for --batch")
-        if self.precision == "int8" and (self.nms or self.resize):
-            raise InputError("--precision int8 is for models without --nms and --resize")
+                raise InputError(f"--{flag} is not for --format {self.format}")
+        self._check_layout()
         if self.precision == "int8" and self.format == "openvino":
             if not importlib.util.find_spec("nncf"):
                 raise InputError("nncf is not installed: pip install 'ssdlite-d2[openvino]'")
@@ -60,3 +56,19 @@ class ExportOptions:
             raise InputError(f"--parity-images is {self.parity_images}; 0 leaves the report out")
         chosen.require()
         return chosen
+
+    def _check_layout(self) -> None:
+        layout = LAYOUTS[one_of("--layout", self.layout, LAYOUTS)]
+        if layout.formats and self.format not in layout.formats:
+            formats = ", ".join(layout.formats)
+            raise InputError(
+                f"--layout {self.layout} is not for --format {self.format}; it is for {formats}"
+            )
+        if self.layout == "nms" and self.batch == "dynamic" and self.format == "torchscript":
+            raise InputError("--layout nms with --format torchscript needs a number for --batch")
+        if self.precision == "int8" and (self.layout == "nms" or self.resize):
+            raise InputError("--precision int8 is for models without --layout nms and --resize")
+        if self.layout == "frigate" and (self.resize or str(self.batch) != "1"):
+            raise InputError(
+                "--layout frigate takes one image of the input's size: no --resize and --batch 1"
+            )

@@ -18,6 +18,7 @@ from .accuracy import Found, average_precision
 from .bundled.detector import Detector
 from .options import ExportOptions
 from .samples import choose_records
+from .spec import Spec
 
 # Largest differences tolerated, by precision: of a score, of a box in parts of the input side (or
 # of itself where it is larger), and of a detection's coordinates in pixels. Those of int8 are
@@ -155,18 +156,28 @@ def parity_dataset(cfg: CfgNode, options: ExportOptions) -> str:
     return name
 
 
-def check_parity(cfg: CfgNode, model: SSD, folder: Path, options: ExportOptions) -> Dict:
+def parity_records(cfg: CfgNode, options: ExportOptions) -> List[Dict]:
+    """
+    Raises:
+        InputError: there are no images.
+    """
+    return choose_records(parity_dataset(cfg, options), options.parity_images, "--parity-dataset")
+
+
+def check_parity(
+    cfg: CfgNode,
+    model: SSD,
+    folder: Path,
+    spec: Spec,
+    options: ExportOptions,
+    records: Sequence[Dict],
+) -> Dict:
     """Compare a bundle with the PyTorch model on images of a data set.
 
     Raw outputs and detections are compared on the very same pixels, those of the network's input;
     AP is that of both sides' own way from the image to the boxes.
-
-    Raises:
-        InputError: there are no images.
     """
-    name = parity_dataset(cfg, options)
-    records = choose_records(name, options.parity_images, "--parity-dataset")
-    detector, read = Detector(folder), image_reader(cfg)
+    detector, read = Detector(folder, spec=spec.values()), image_reader(cfg)
     comparison = Comparison()
     ours, theirs = [], []  # detections on the whole way from the image
     pixels = TOLERANCE.get(options.precision, TOLERANCE["fp16"])[2]
@@ -175,7 +186,7 @@ def check_parity(cfg: CfgNode, model: SSD, folder: Path, options: ExportOptions)
         size = image.shape[:2]
         prepared = detector.prepare([image])
         outputs = detector.run(prepared)
-        if not (options.nms or options.resize):
+        if options.layout == "anchors" and not options.resize:
             expected = raw_outputs(model, prepared[:1], cfg.INPUT.FORMAT)
             comparison.add_outputs(expected, [x[:1] for x in outputs], max(model.input_size))
         exported = detector([image])[0]
@@ -184,7 +195,7 @@ def check_parity(cfg: CfgNode, model: SSD, folder: Path, options: ExportOptions)
         ours.append(detect(model, image[:, :, ::-1], cfg.INPUT.FORMAT, size))
         theirs.append(exported)
     return {
-        "dataset": name,
+        "dataset": parity_dataset(cfg, options),
         "precision": options.precision,
         **comparison.report(),
         "AP": average_precision(records, ours),

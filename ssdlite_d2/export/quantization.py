@@ -19,6 +19,7 @@ from .bundled.detector import Detector
 from .formats import save_openvino
 from .options import ExportOptions
 from .samples import choose_records
+from .spec import Spec
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ QUANTIZERS = {"onnx": OnnxQuantizer, "openvino": OpenVinoQuantizer}
 
 
 def quantize(
-    cfg: CfgNode, model: nn.Module, folder: Path, spec: Dict, options: ExportOptions
+    cfg: CfgNode, model: nn.Module, folder: Path, spec: Spec, options: ExportOptions
 ) -> Dict:
     """Put an INT8 model in the place of a bundle's float32 one.
 
@@ -169,7 +170,7 @@ def quantize(
 
     Args:
         model: the bundle's, whose backbone names its trunk.
-        spec: of model.json.
+        spec: of the float32 model.
 
     Returns:
         dict: what was done, for model.json.
@@ -183,8 +184,8 @@ def quantize(
     records = choose_records(name, options.calibration_images, "--calibration")
     read = image_reader(cfg)
     images = [read(record["file_name"], "BGR") for record in records]
-    trial = Trial(folder, records, images)
-    path = folder / spec["file"]
+    trial = Trial(folder, spec, records, images)
+    path = folder / spec.file
     prepared = [trial.detector.prepare([image]) for image in images]
     with tempfile.TemporaryDirectory() as work:
         quantizer = QUANTIZERS[options.format](path, prepared, Path(work))
@@ -202,13 +203,20 @@ def quantize(
 class Trial:
     """Measures candidate models in a bundle's folder against its float model."""
 
-    def __init__(self, folder: Path, records: Sequence[Dict], images: Sequence[np.ndarray]):
+    def __init__(
+        self, folder: Path, spec: Spec, records: Sequence[Dict], images: Sequence[np.ndarray]
+    ):
         self.folder = folder
+        self.spec = spec
         self.records = records
         self.images = images
-        self.detector = Detector(folder, verify=False)
+        self.detector = self.open()
         self.float_outputs = self.outputs(self.detector)
         self.float_ap = self.last_ap = self.ap(self.detector)
+
+    def open(self) -> Detector:
+        """The model that the folder has now."""
+        return Detector(self.folder, spec=self.spec.values())
 
     def ap(self, detector: Detector) -> Optional[float]:
         found = [detector([image])[0] for image in self.images]
@@ -220,12 +228,12 @@ class Trial:
 
     def drop(self) -> float:
         """AP points that the model in the folder has less than the float model."""
-        self.last_ap = self.ap(Detector(self.folder, verify=False))
+        self.last_ap = self.ap(self.open())
         return 0.0 if self.float_ap is None else self.float_ap - self.last_ap
 
     def error(self) -> float:
         """Mean difference of the scores that count, those above 0.05 in the float model."""
-        pairs = zip(self.float_outputs, self.outputs(Detector(self.folder, verify=False)))
+        pairs = zip(self.float_outputs, self.outputs(self.open()))
         differences = [np.abs(a - b)[a > 0.05] for a, b in pairs]
         return float(np.concatenate(differences).mean())
 

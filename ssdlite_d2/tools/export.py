@@ -32,7 +32,16 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", default="1", metavar="N", help="images at once, or dynamic (default: 1)"
     )
-    parser.add_argument("--nms", action="store_true", help="non-maximum suppression in the model")
+    parser.add_argument(
+        "--layout",
+        default="anchors",
+        metavar="L",
+        help="outputs: anchors (all boxes and scores), nms (suppression inside), or frigate (one "
+        "output as Frigate reads it; openvino) (default: anchors)",
+    )
+    parser.add_argument(
+        "--nms", action="store_const", dest="layout", const="nms", help="the same as --layout nms"
+    )
     parser.add_argument(
         "--resize",
         action="store_true",

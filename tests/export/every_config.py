@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from models import as_inputs, lively_model, resized  # noqa: E402
 
 from ssdlite_d2.export import ExportedSSD  # noqa: E402
-from ssdlite_d2.export.bundled.detector import RUNTIMES, select  # noqa: E402
+from ssdlite_d2.export.bundled.detector import open_runtime, select  # noqa: E402
 from ssdlite_d2.export.formats import FORMATS, Job  # noqa: E402
 from ssdlite_d2.export.parity import TOLERANCE, Comparison, raw_outputs  # noqa: E402
 
@@ -35,7 +35,7 @@ def compare(config: str, images, folder: Path):
     for name in RUN:
         path = folder / FORMATS[name].file
         FORMATS[name].write(Job(module, example, path, "fp32", False, False, ("boxes", "scores")))
-        runs[name] = RUNTIMES[name][0](path, {"nms": False}, 0, None)
+        runs[name], _ = open_runtime(path, {"format": name, "layout": "anchors"})
     comparisons = {name: Comparison() for name in RUN}
     limits = {"size": size, **model.postprocessor.options()}
     for image in images:

@@ -12,9 +12,9 @@ from ssdlite_d2 import InputError
 from ssdlite_d2.export import ExportedSSD, ExportOptions, WithNMS, export_bundle
 from ssdlite_d2.export.accuracy import average_precision
 from ssdlite_d2.export.bundled.detector import (
-    RUNTIMES,
     Detector,
     PredictError,
+    open_runtime,
     rank,
     select,
     suppress,
@@ -48,7 +48,8 @@ def test_every_runtime_gives_the_models_boxes_and_scores(config, tmp_path):
         path = tmp_path / FORMATS[name].file
         example = torch.zeros(image.shape, dtype=torch.uint8)
         FORMATS[name].write(Job(module, example, path, "fp32", False, False, ("boxes", "scores")))
-        outputs = RUNTIMES[name][0](path, {"nms": False}, 0, None)(image)
+        run, _ = open_runtime(path, {"format": name, "layout": "anchors"})
+        outputs = run(image)
         assert np.abs(outputs[1] - scores).max() < 1e-4, name
         size = np.abs(boxes).clip(min=max(model.input_size))
         assert (np.abs(outputs[0] - boxes) / size).max() < 1e-4, name
@@ -70,7 +71,7 @@ def test_bundle_detects_what_the_model_detects(format, bccd_model, tmp_path):
 @pytest.mark.parametrize("batch", ["1", "3"])
 def test_suppression_inside_equals_suppression_outside(format, batch, bccd_model, tmp_path):
     cfg, model = bccd_model
-    options = ExportOptions(format=format, nms=True, batch=batch, parity_images=0)
+    options = ExportOptions(format=format, layout="nms", batch=batch, parity_images=0)
     export_bundle(cfg, model, str(tmp_path / "b"), options)
     images = read_all()
     results = Detector(tmp_path / "b")(images)

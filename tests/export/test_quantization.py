@@ -2,6 +2,8 @@
 
 import collections
 import copy
+import json
+import shutil
 
 import numpy as np
 import onnx
@@ -13,8 +15,10 @@ from models import read_all
 from ssdlite_d2 import InputError
 from ssdlite_d2.export import ExportOptions, export_bundle
 from ssdlite_d2.export.bundled.detector import Detector
-from ssdlite_d2.export.parity import raw_outputs
+from ssdlite_d2.export.layouts import finish_frigate
+from ssdlite_d2.export.parity import match, raw_outputs
 from ssdlite_d2.export.quantization import OnnxQuantizer, fit_budget, layer_groups
+from ssdlite_d2.export.spec import Spec
 from ssdlite_d2.modeling.inference.rounding import round_convolutions
 
 
@@ -93,6 +97,16 @@ def test_openvino_computes_convolutions_in_int8(all_bundles):
         if info["layerType"].astype(str) == "Convolution":
             kinds[info["runtimePrecision"].astype(str)] += 1
     assert sum(kinds.values()) > 80 and set(kinds) <= {"i8", "u8"}
+
+
+def test_int8_detects_the_same_in_frigates_layout(all_bundles, tmp_path):
+    plain, folder = all_bundles / "openvino" / "int8", tmp_path / "b"
+    shutil.copytree(plain, folder)
+    spec = Spec(**{**json.loads((plain / "model.json").read_text()), "layout": "frigate"})
+    finish_frigate(folder, spec)
+    detectors = Detector(plain), Detector(folder, spec=spec.values())
+    for expected, found in zip(*(detector(read_all()) for detector in detectors)):
+        assert len(match(expected, found, 0.01)) == len(expected[1]) == len(found[1]) > 10
 
 
 def test_named_layers_stay_in_float(bundles, tmp_path):

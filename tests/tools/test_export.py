@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,6 +16,7 @@ from ssdlite_d2.export.bundled.detector import Detector, PredictError
 from ssdlite_d2.tools.benchmark import inference
 from ssdlite_d2.tools.benchmark.__main__ import main
 from ssdlite_d2.tools.benchmark.inference import FLOOR
+from ssdlite_d2.tools.benchmark.worker import Worker
 
 IMAGES = ASSETS / "bccd" / "JPEGImages"
 # the program of a bundle in an interpreter that has nothing of the training side
@@ -59,6 +59,73 @@ def bundle(config, tmp_path_factory):
     return output
 
 
+def test_a_bundle_explains_and_checks_itself(bundle, tmp_path):
+    readme = (bundle / "README.md").read_text()
+    for words in ("0 RBC, 1 WBC, 2 Platelets", "(1, 320, 320, 3)", "`scores`", "Apache 2.0"):
+        assert words in readme
+    report = json.loads((bundle / "parity.json").read_text())
+    assert f"COCO AP {report['exported_AP']:.2f} on 4 images of `bccd_test`" in readme
+    needs = (bundle / "requirements.txt").read_text().splitlines()
+    assert [x.split("  #")[0] for x in needs] == ["numpy", "opencv-python>=4.7", "onnxruntime"]
+    expected = json.loads((bundle / "example.json").read_text())
+    done = run("-c", BARE, bundle / "predict.py", "--check", "--device", "auto")
+    assert done.returncode == 0, done.stderr
+    count = len(expected["detections"])
+    assert f"example.jpg: {count} detections as expected, on cpu" in done.stdout and count > 10
+    assert "model.onnx: sha256" in done.stdout and "device: cpu" in done.stderr
+
+    def variant(name, change):
+        folder = tmp_path / name
+        shutil.copytree(bundle, folder)
+        example = json.loads((folder / "example.json").read_text())
+        change(example)
+        (folder / "example.json").write_text(json.dumps(example))
+        return folder
+
+    def half_a_pixel(example):
+        for detection in example["detections"]:
+            detection["box"][0] += 0.4
+
+    one = {"class": "WBC", "score": 0.99, "box": [0, 0, 9, 9]}
+    cases = [
+        (variant("near", half_a_pixel), 0),
+        (variant("more", lambda x: x["detections"].append(one)), "WBC 0.990 at [0, 0, 9, 9]"),
+        (variant("less", lambda x: x["detections"].pop(0)), "is found only, on cpu"),
+        (
+            variant("away", lambda x: x.update(file="../less/example.jpg")),
+            "image is not in the folder",
+        ),
+        (variant("none", lambda x: x.update(detections=None)), "example.json is damaged"),
+        (variant("bare", lambda x: x.update(detections=[{"score": 1}])), "example.json is damaged"),
+        (variant("text", lambda x: x.update(file="labels.txt")), "labels.txt cannot be read"),
+    ]
+    other = variant("other", lambda x: None)
+    (other / "model.onnx").write_bytes(b"other")
+    blank = variant("blank", lambda x: None)
+    (blank / "example.json").unlink()
+    cases += [(other, "sha256 differs"), (blank, 0)]
+    arguments = ([*["--check", "--model"], folder] for folder, _ in cases)
+    codes = exits(str(bundle / "predict.py"), *arguments, PYTHONPATH=bundle)
+    for code, (_, words) in zip(codes, cases):
+        assert code == 0 if words == 0 else not assert_error(code, words)
+
+
+def test_devices_that_are_not_there_are_named(bundle):
+    image = IMAGES / "BloodImage_00000.jpg"
+    cases = {
+        "cuda": "--device cuda: onnxruntime has no CUDAExecutionProvider; install onnxruntime-gpu",
+        "tensorrt": "onnxruntime-gpu",
+        "openvino:GPU": "onnxruntime-openvino",
+        "coreml": "macOS",
+        "tpu": "--device tpu is not for onnx; it is one of cpu, cuda, tensorrt, openvino:GPU",
+    }
+    arguments = [[image, "--device", device] for device in (*cases, "auto", "cpu")]
+    *codes, auto, cpu = exits(str(bundle / "predict.py"), *arguments, PYTHONPATH=bundle)
+    for code, words in zip(codes, cases.values()):
+        assert_error(code, words)
+    assert auto == cpu == 0
+
+
 def video(path, frames):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10.0, (640, 480))
     for frame in frames:
@@ -75,7 +142,12 @@ def test_bundle_has_all_that_one_must_know(bundle):
         "parity.json",
         "predict.py",
         "detector.py",
+        "runtimes.py",
         "config.yaml",
+        "README.md",
+        "requirements.txt",
+        "example.jpg",
+        "example.json",
     }
     assert (bundle / "labels.txt").read_text().split() == CLASSES
     spec = json.loads((bundle / "model.json").read_text())
@@ -172,7 +244,7 @@ def damaged_bundles(bundle, root):
         "other batch": {"input": {**spec["input"], "batch": 2}},
         "no detections": {"detections": {}},
         "text as limit": {"detections": {**spec["detections"], "candidates": "many"}},
-        "nms that is not": {"nms": True},
+        "nms that is not": {"layout": "nms"},
         "half and its digest": {"sha256": other_digest},
     }
     models = {
@@ -259,6 +331,7 @@ def test_a_second_export_replaces_what_the_first_wrote_alone(config, bundle, tmp
     assert_error(codes[1], "foreign exists and is no bundle")
     assert_error(codes[2], "model.ts is of no export and would be overwritten")
     files = {"model.ts", "labels.txt", "model.json", "predict.py", "detector.py", "config.yaml"}
+    files |= {"runtimes.py", "README.md", "requirements.txt"}
     assert {p.name for p in output.iterdir()} == {*files, "notes.txt"}
     assert set(json.loads((output / "model.json").read_text())["files"]) == files
     assert Detector(output).spec["format"] == "torchscript"
@@ -280,7 +353,9 @@ def test_export_names_wrong_input(config, bundle, tmp_path):
     int8 = "--precision int8 --calibration"
     cases = [
         (case(format="tensorrt"), "--format is 'tensorrt'; it is one of onnx, openvino"),
-        (case("--nms", format="ncnn"), "--nms is not for --format ncnn"),
+        (case("--layout frigate"), "--layout frigate is not for --format onnx; it is for openvino"),
+        (case("--layout coral"), "--layout is 'coral'; it is one of anchors, nms, frigate"),
+        (case("--nms", format="ncnn"), "--layout nms is not for --format ncnn"),
         (
             case("--precision int8", format="torchscript"),
             "torchscript is 'int8'; it is one of fp32",
@@ -306,11 +381,35 @@ def test_export_names_wrong_input(config, bundle, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"occupied", "none.txt"}
 
 
+def test_a_process_of_the_benchmark_times_and_detects(bundle, tmp_path):
+    image = read_all()[0]
+    with Worker("bundle", "", str(bundle), None, image, 10) as worker:
+        names = [name for name, _, _ in worker.open()]
+        assert names == [f"onnx fp32{x}" for x in (", model alone", "", ", 10 candidates")]
+        assert len(worker.ask(names[0], "time", 3)) == 3
+        found = worker.ask(names[1], "detect", [image])[0]
+        expected = Detector(bundle)([image])[0]
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected))
+        with pytest.raises(RuntimeError, match="uint8"):
+            worker.ask(names[1], "detect", [image[:, :, 0]])
+    assert worker.process.returncode == 0
+    broken = shutil.copytree(bundle, tmp_path / "broken")
+    (broken / "model.onnx").unlink()
+    for function, words in (
+        ("", "model.onnx is missing"),
+        ("os:_exit", "its process ended with status 3"),
+    ):
+        args = (3,) if function else (str(broken), None, image, 10)
+        with Worker("x", function, *args) as worker, pytest.raises(RuntimeError, match=words):
+            worker.open()
+
+
 def test_benchmark_has_a_row_for_every_runtime(config, clean_catalog, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(config.parent))
-    # peak memory takes a process of its own for every row
-    nothing = SimpleNamespace(run=lambda *args, **kwargs: SimpleNamespace(stdout=""))
-    monkeypatch.setattr("ssdlite_d2.tools.benchmark.inference.subprocess", nothing)
+    # a process of its own for each: the others are as these
+    monkeypatch.setattr(inference, "MODES", ("eager", "fused"))
+    monkeypatch.setattr(inference, "CALLS", 2)
+    monkeypatch.setattr(inference, "BATCH", 2)
     files = ["--json", tmp_path / "speed.json", "--plot", tmp_path / "speed.png"]
     command = ["inference", "--config-file", config, "--rounds", 1, "--ap-images", 2, *files]
     monkeypatch.setattr("sys.argv", ["benchmark", *map(str, command)])
@@ -324,4 +423,7 @@ def test_benchmark_has_a_row_for_every_runtime(config, clean_catalog, tmp_path, 
         assert 0 < rows[same[0]]["AP"] == pytest.approx(rows[same[1]]["AP"], abs=1e-3)
         assert rows[same[-1]]["AP"] == pytest.approx(rows[same[0]]["AP"], abs=1e-3)
     assert all(0 < row["median ms"] <= row["p90 ms"] for row in rows.values())
+    memory = {name: rows[name]["peak memory MB"] for name in (*modes, *runtimes)}
+    assert memory["onnx fp32"] < 0.6 * memory["PyTorch eager"]  # there is no PyTorch in it
+    assert all(rows[name]["images/s"] > 0 and rows[name]["model MB"] > 10 for name in memory)
     assert cv2.imread(str(tmp_path / "speed.png")) is not None

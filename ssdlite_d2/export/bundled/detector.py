@@ -13,132 +13,13 @@ from pathlib import Path, PurePath
 import cv2
 import numpy as np
 
+try:
+    from .runtimes import RUNTIMES, PredictError, first_line, open_runtime
+except ImportError:  # beside a program
+    from runtimes import RUNTIMES, PredictError, first_line, open_runtime
 
-class PredictError(ValueError):
-    """Something given is wrong; the message is one line."""
-
-
-def open_onnx(path, spec, threads, precision):
-    """onnxruntime, on the processor."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    # threads that spin for work take it from whatever else runs: twice the time on a busy machine
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})
-
-
-def open_openvino(path, spec, threads, precision):
-    """OpenVINO on the processor; bf16 is much faster where the processor has it, and less exact."""
-    import openvino
-
-    hint = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[precision or "fp32"]
-    options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(str(path), "CPU", options)
-    request = compiled.create_infer_request()
-    ports = list(compiled.outputs)
-
-    def run(images):
-        results = request.infer({0: images}, share_inputs=True)
-        return [results[port] for port in ports]
-
-    return run
-
-
-def open_torchscript(path, spec, threads, precision):
-    """PyTorch alone, without the package that trained the model."""
-    import torch
-
-    if spec["nms"]:
-        import torchvision  # noqa: F401  has the operator
-    if threads:
-        torch.set_num_threads(threads)
-    module = torch.jit.load(str(path), map_location="cpu")
-
-    def run(images):
-        with torch.inference_mode():
-            return [x.numpy() for x in module(torch.from_numpy(images))]
-
-    return run
-
-
-def open_ncnn(path, spec, threads, precision):
-    """ncnn; images go in one by one."""
-    import ncnn
-
-    network = ncnn.Net()
-    network.opt.use_fp16_packed = network.opt.use_fp16_storage = precision == "fp16"
-    network.opt.use_fp16_arithmetic = network.opt.use_bf16_storage = False
-    if threads:
-        network.opt.num_threads = threads
-    network.load_param(str(path))
-    network.load_model(str(path.with_suffix(".bin")))
-
-    def run(images):
-        results = []
-        for image in images:
-            extractor = network.create_extractor()
-            planes = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
-            extractor.input("in0", ncnn.Mat(planes))
-            results.append([np.array(extractor.extract(name)[1]) for name in ("out0", "out1")])
-        return [np.stack(outputs) for outputs in zip(*results)]
-
-    return run
-
-
-def open_litert(path, spec, threads, precision):
-    """LiteRT (TensorFlow Lite)."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_path=str(path), num_threads=threads or None)
-    runner = interpreter.get_signature_runner()
-    name = next(iter(runner.get_input_details()))
-
-    def run(images):
-        results = runner(**{name: images})
-        return [results[key] for key in sorted(results)]
-
-    return run
-
-
-def open_executorch(path, spec, threads, precision):
-    """ExecuTorch's runtime."""
-    import torch
-    from executorch.runtime import Runtime
-
-    method = Runtime.get().load_program(str(path)).load_method("forward")
-    return lambda images: [x.numpy() for x in method.execute([torch.from_numpy(images)])]
-
-
-def open_coreml(path, spec, threads, precision):
-    """Core ML, which runs on Apple's systems only; images go in one by one."""
-    import coremltools
-    from PIL import Image
-
-    model = coremltools.models.MLModel(str(path))
-
-    def run(images):
-        results = [model.predict({"image": Image.fromarray(image)}) for image in images]
-        return [np.concatenate([r[name] for r in results]) for name in ("boxes", "scores")]
-
-    return run
-
-
-RUNTIMES = {
-    "onnx": (open_onnx, "onnxruntime"),
-    "openvino": (open_openvino, "openvino"),
-    "torchscript": (open_torchscript, "torch"),
-    "ncnn": (open_ncnn, "ncnn"),
-    "litert": (open_litert, "ai-edge-litert"),
-    "executorch": (open_executorch, "executorch"),
-    "coreml": (open_coreml, "coremltools"),
-}
+# How many outputs the model has in each layout.
+LAYOUTS = {"anchors": 2, "nms": 3, "frigate": 1}
 
 
 def is_inside(name):
@@ -161,7 +42,7 @@ def is_number(value):
 NEEDED = {
     "format": lambda value: value in RUNTIMES,
     "file": is_inside,
-    "nms": lambda value: isinstance(value, bool),
+    "layout": LAYOUTS.__contains__,
     "classes": lambda value: value and all(isinstance(name, str) for name in value),
     "input.size": lambda value: len(value) == 2 and all(is_count(n, 16384) for n in value),
     "input.batch": lambda value: value == "dynamic" or is_count(value, 4096),
@@ -188,6 +69,15 @@ def read_spec(folder):
         spec = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise PredictError(f"{path} cannot be read: {first_line(error)}") from error
+    return checked_spec(spec, path)
+
+
+def checked_spec(spec, path):
+    """What the model needs of what model.json says.
+
+    Raises:
+        PredictError: a value is missing or not of its kind.
+    """
     for key, is_right in NEEDED.items():
         node, _, name = key.rpartition(".")
         try:
@@ -221,39 +111,32 @@ def check_files(folder, spec):
             raise PredictError(f"{path} is not the file that was exported: its sha256 differs")
 
 
-def first_line(error):
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 class Detector:
     """The model of a bundle: BGR images, as OpenCV reads them, to detections in their pixels."""
 
-    def __init__(self, folder, threads=0, precision=None, verify=True):
+    def __init__(self, folder, threads=0, precision=None, device=None, spec=None):
         """
         Args:
             folder: the bundle.
             threads: of the processor; 0 leaves the number to the runtime.
             precision: fp32, bf16 or fp16 arithmetic, for runtimes that let one choose.
-            verify: compare the model's files with the digests in model.json.
+            device: cpu, cuda, tensorrt, openvino:GPU, openvino:NPU or coreml, of which a runtime
+                has some; auto takes the first that is there; None is the runtime's usual one.
+                ``self.device`` says which it is.
+            spec: what model.json will say, when it is not written yet; no digests are compared.
 
         Raises:
-            PredictError: the bundle is damaged or not whole, or its runtime is not installed.
+            PredictError: the bundle is damaged or not whole, or its runtime or the device is not
+                there.
         """
         folder = Path(folder)
-        self.spec = read_spec(folder)
-        if verify:
+        if spec is None:
+            self.spec = read_spec(folder)
             check_files(folder, self.spec)
+        else:
+            self.spec = checked_spec(spec, folder / "model.json")
         path = folder / self.spec["file"]
-        open_runtime, package = RUNTIMES[self.spec["format"]]
-        try:
-            self._run = open_runtime(path, self.spec, threads, precision)
-        except ImportError as error:
-            raise PredictError(
-                f"{path.name} needs {package}: pip install {package} ({error})"
-            ) from error
-        except Exception as error:  # each runtime has its own kinds
-            raise PredictError(f"{path} cannot be opened: {first_line(error)}") from error
+        self._run, self.device = open_runtime(path, self.spec, threads, precision, device)
         self.classes = self.spec["classes"]
         self.input_size = tuple(self.spec["input"]["size"])  # (H, W)
         self.resize_inside = self.spec["input"]["resize"] == "inside"
@@ -290,10 +173,11 @@ class Detector:
         """
         try:
             outputs = self._run(images)
-            scores = outputs[1].shape[-1]
-            if len(outputs) != (3 if self.spec["nms"] else 2):
+            layout = self.spec["layout"]
+            if len(outputs) != LAYOUTS[layout]:
                 raise ValueError(f"it has {len(outputs)} outputs")
-            if not self.spec["nms"] and scores != len(self.classes):
+            if layout == "anchors" and outputs[1].shape[-1] != len(self.classes):
+                scores = outputs[1].shape[-1]
                 raise ValueError(f"it has {scores} scores for {len(self.classes)} classes")
             return outputs
         except Exception as error:  # each runtime has its own kinds
@@ -317,14 +201,18 @@ class Detector:
 
     def detections(self, outputs, size, threshold=None):
         """One image's boxes, scores and classes from the model's outputs for it."""
-        if self.spec["nms"]:
+        if self.spec["layout"] == "anchors":
+            options = dict(self.spec["detections"])
+            if threshold is not None:
+                options["score_threshold"] = threshold
+            return select(*outputs, size=size, **options)
+        if self.spec["layout"] == "frigate":
+            _, classes, scores, *sides = outputs[0][0].T
+            boxes = np.stack(sides, 1) * np.array(size[::-1] * 2, dtype=np.float32)
+        else:
             boxes, scores, classes = outputs
-            keep = (classes >= 0) & (classes < len(self.classes)) & (scores > (threshold or 0))
-            return boxes[keep], scores[keep], classes[keep].astype(int)
-        options = dict(self.spec["detections"])
-        if threshold is not None:
-            options["score_threshold"] = threshold
-        return select(*outputs, size=size, **options)
+        keep = (classes >= 0) & (classes < len(self.classes)) & (scores > (threshold or 0))
+        return boxes[keep], scores[keep], classes[keep].astype(int)
 
 
 def select(
@@ -407,3 +295,15 @@ def fit(boxes, scores, classes, size, image_size):
     boxes = clip(boxes * ratios.astype(boxes.dtype), image_size)
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     return boxes[keep], scores[keep], classes[keep]
+
+
+def as_json(result, classes):
+    """JSON values for one image's boxes, scores and classes."""
+    return [
+        {
+            "class": classes[int(c)],
+            "score": round(float(s), 6),
+            "box": [round(float(v), 3) for v in box],
+        }
+        for box, s, c in zip(*result)
+    ]

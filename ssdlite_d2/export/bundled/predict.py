@@ -2,6 +2,7 @@
 """Detect objects with the exported SSD model of this folder; prints JSON.
 
 python predict.py image.jpg folder video.mp4 --output drawn > detections.json
+python predict.py --check
 
 Needs numpy, opencv-python 4.7 or newer, and the runtime that model.json names; nothing of
 the training side.
@@ -18,7 +19,7 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "100000000")
 
 import cv2  # reads the limit once
 import numpy as np
-from detector import Detector, PredictError
+from detector import Detector, PredictError, as_json, first_line
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm")
@@ -160,7 +161,12 @@ def run(args, out):
     Returns:
         the exit status: 1 when a file could not be read.
     """
-    detector = Detector(args.model, args.threads, args.precision)
+    detector = Detector(args.model, args.threads, args.precision, args.device)
+    if args.device == "auto":
+        print(f"device: {detector.device}", file=sys.stderr)
+    if args.check:
+        check(args.model, detector, out)
+        return 0
     size = args.batch_size if detector.batch == "dynamic" else detector.batch
     sources, unreadable, separator = find(args.inputs), 0, ""
     targets = drawing_paths(sources, args.output)
@@ -171,7 +177,8 @@ def run(args, out):
             for start, images in batches(source, size):
                 for i, result in enumerate(detector(images, args.threshold)):
                     labels = [detector.classes[c] for c in result[2]]
-                    entry = describe(source, start + i, images[i], result, labels)
+                    entry = describe(source, start + i, images[i])
+                    entry["detections"] = as_json(result, detector.classes)
                     out.write(separator + json.dumps(entry))
                     separator = ",\n"
                     drawing.write(images[i], *result[:2], labels)
@@ -183,16 +190,63 @@ def run(args, out):
     return int(unreadable > 0)
 
 
-def describe(source, number, image, result, labels):
-    """The JSON object of one image, or of one frame of a video."""
+def describe(source, number, image):
+    """Of which file, or which frame of a video, and of what size an image is."""
     entry = {"file": str(source), "width": image.shape[1], "height": image.shape[0]}
     if source.suffix.lower() in VIDEOS:
         entry["frame"] = number
-    entry["detections"] = [
-        {"class": label, "score": round(float(s), 6), "box": [round(float(v), 3) for v in box]}
-        for box, s, label in zip(*result[:2], labels)
-    ]
     return entry
+
+
+def check(folder, detector, out):
+    """Compare a bundle's detections on its example with those that it was exported with.
+
+    Raises:
+        PredictError: they differ, or the example is damaged.
+    """
+    for name, digest in detector.spec["sha256"].items():
+        out.write(f"{name}: sha256 {digest} as exported\n")
+    path = Path(folder, "example.json")
+    if not path.is_file():
+        detector([np.zeros((*detector.input_size, 3), np.uint8)])
+        out.write(f"the model runs on {detector.device}; the bundle has no example\n")
+        return
+    try:
+        example = json.loads(path.read_bytes())
+        name, expected = example["file"], example["detections"]
+        pixels, score = example["tolerance"]["pixels"], example["tolerance"]["score"]
+        if Path(name).name != name or not Path(folder, name).is_file():
+            raise ValueError("its image is not in the folder")
+        found = as_json(detector([next(frames(Path(folder, name)), None)])[0], detector.classes)
+        for side, some, others in (("expected", expected, found), ("found", found, expected)):
+            odd = unlike(some, others, pixels, score)
+            if odd:
+                raise PredictError(
+                    f"{name}: {odd['class']} {odd['score']:.3f} at {odd['box']} is {side} only, "
+                    f"on {detector.device}, within {pixels} px and {score} of the score"
+                )
+    except PredictError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise PredictError(f"{path} is damaged: {first_line(error)}") from error
+    out.write(f"{name}: {len(found)} detections as expected, on {detector.device}\n")
+
+
+def unlike(some, others, pixels, score):
+    """The first detection that the others lack; None when there is none.
+
+    One whose score is hardly above the least may be missing for that.
+    """
+    least = min((d["score"] for d in [*some, *others]), default=0) + score
+    for one in some:
+        if one["score"] >= least and not any(
+            one["class"] == other["class"]
+            and abs(one["score"] - other["score"]) <= score
+            and np.abs(np.subtract(one["box"], other["box"])).max() <= pixels
+            for other in others
+        ):
+            return one
+    return None
 
 
 def main():
@@ -200,7 +254,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("inputs", nargs="+", help="images, videos, and folders of them")
+    parser.add_argument("inputs", nargs="*", help="images, videos, and folders of them")
+    parser.add_argument(
+        "--check", action="store_true", help="check the bundle's files and its example, and end"
+    )
     parser.add_argument("--output", metavar="DIR", help="folder for drawn images and videos")
     parser.add_argument(
         "--threshold", type=float, metavar="T", help="smallest score (default: as in model.json)"
@@ -213,7 +270,15 @@ def main():
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic; openvino and ncnn only"
     )
+    parser.add_argument(
+        "--device",
+        metavar="D",
+        help="cpu, cuda, tensorrt, openvino:GPU, openvino:NPU, coreml: what the runtime has of "
+        "them; auto takes the first that is there and says so (default: the runtime's usual)",
+    )
     args = parser.parse_args()
+    if bool(args.inputs) == args.check:
+        parser.error("name images, videos or folders, or --check alone")
     try:
         sys.exit(run(args, sys.stdout))
     except PredictError as error:

@@ -1,19 +1,19 @@
 """Inference of one model in PyTorch, in every runtime present and beside torchvision's ssdlite320.
 
-A call goes from an image of the network's size to its final boxes, unless the row says otherwise.
-The last row is what the arithmetic alone would take.
+Each runtime, and each mode of PyTorch, runs in a process of its own, and they take turns. A call
+goes from an image of the network's size to its final boxes, unless the row says otherwise. The last
+row is what the arithmetic alone would take.
 
 python -m ssdlite_d2.tools.benchmark inference --config-file configs/ssdlite_mnv2_bccd.yaml \\
     --int8 --ap-images 72 --plot speed.png --opts MODEL.WEIGHTS model.pth
 """
 
 import argparse
+import contextlib
 import importlib.util
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Dict, Iterator, List, NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -28,56 +28,20 @@ from ...engine.predictor import SSDPredictor
 from ...errors import InputError
 from ...export import FORMATS, ExportOptions, export_bundle
 from ...export.accuracy import Found, average_precision
-from ...export.bundled.detector import Detector
+from ...export.bundled.detector import PredictError, read_spec
 from ...export.parity import parity_dataset, raw_outputs
 from ...export.samples import choose_records
 from ...modeling import SSD
 from ...modeling.inference.fused import MODES
 from ..analyze import analyze
 from .timing import alternate, report
+from .worker import Row, Worker, threshold_of
 
 BATCH = 8  # images at once, for the throughput
 CALLS = 20  # of a turn: one after the other, as a device runs a model
 CANDIDATES = 10_000  # of the worst case
 FLOOR = "its multiply-adds at a matrix product's rate, float32"
 FLOOR_SIDE = 2048  # of the matrices
-
-MEMORY_OF_BUNDLE = """
-import sys, numpy
-sys.path.insert(0, sys.argv[1])
-from detector import Detector
-detector = Detector(sys.argv[1], precision=sys.argv[2] or None)
-image = numpy.zeros((*detector.input_size, 3), numpy.uint8)
-for _ in range(3):
-    detector([image])
-print(next(x.split()[1] for x in open("/proc/self/status") if x.startswith("VmHWM")))
-"""
-MEMORY_OF_PREDICTOR = """
-import sys, numpy
-from ssdlite_d2 import load_config
-from ssdlite_d2.engine import build_predictor
-cfg = load_config(sys.argv[1])
-predictor = build_predictor(cfg)
-for _ in range(3):
-    predictor.predict([numpy.zeros((*cfg.INPUT.SIZE, 3), numpy.uint8)])
-print(next(x.split()[1] for x in open("/proc/self/status") if x.startswith("VmHWM")))
-"""
-
-
-class Side(NamedTuple):
-    """One row of the table.
-
-    Attributes:
-        call: one measured call.
-        detect: BGR images to their detections; None for what is measured for its time only.
-        size: of the model, MB.
-        memory: command whose last line is the peak memory in KiB, or None.
-    """
-
-    call: Callable[[], object]
-    detect: Optional[Callable[[List[np.ndarray]], List[Found]]] = None
-    size: Optional[float] = None
-    memory: Optional[List[str]] = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,30 +70,40 @@ def run(args: argparse.Namespace) -> None:
     records, images = test_images(cfg, args.ap_images)
     height, width = cfg.INPUT.SIZE
     image = cv2.resize(images[0], (width, height))
-    with tempfile.TemporaryDirectory() as folder:
-        sides = pytorch_sides(cfg, image, Path(folder))
+    counts = analyze(cfg)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         bundles = [*make_bundles(cfg, Path(folder), args.int8), *map(Path, args.bundle)]
-        for bundle in bundles:
-            sides.update(bundle_sides(bundle, image))
-        sides["torchvision ssdlite320, eval step"] = torchvision_side(image)
-        matrix = torch.rand(FLOOR_SIDE, FLOOR_SIDE)
-        sides[FLOOR] = Side(lambda: matrix @ matrix)
-        seconds = alternate({k: s.call for k, s in sides.items()}, args.rounds, calls=CALLS)
-        seconds[FLOOR] *= analyze(cfg)["madds"] / FLOOR_SIDE**3
-        batch = {k: s.detect for k, s in sides.items() if s.detect}
-        streams = {k: (lambda d=d: d([image] * BATCH)) for k, d in batch.items()}
-        batched = alternate(streams, args.rounds)
-        rows = []
-        for name, side in sides.items():
-            row = row_of(name, seconds[name], batched.get(name), side)
-            if records and side.detect:
-                found = [side.detect([x])[0] for x in images]
+        workers = [stack.enter_context(worker) for worker in start(cfg, bundles, image, counts)]
+        sides = {row.name: row for worker in workers for row in rows_of(worker)}
+        rows = measure(sides, args.rounds, image, counts["madds"])
+        for row in rows if records else ():
+            if sides[row["what"]].detects:
+                found = [sides[row["what"]].ask("detect", [x])[0] for x in images]
                 row["AP"] = average_precision(records, found)
-            rows.append(row)
     title = f"Inference of {Path(args.config_file).stem}, {height}x{width}, ms an image"
     report(title, rows, args.json)
     if args.plot:
         plot(rows, title, args.plot)
+
+
+def measure(sides: Dict[str, "Side"], rounds: int, image: np.ndarray, madds: int) -> List[Dict]:
+    """The table's rows, by turns."""
+    detecting = {name: side for name, side in sides.items() if side.detects}
+    memory = {name: side.ask("memory", image) for name, side in detecting.items()}
+
+    def turn(side: Side, calls: int) -> List[float]:
+        return side.ask("time", calls)
+
+    def batch_turn(side: Side, calls: int) -> List[float]:
+        return side.ask("batch", [image] * BATCH, calls)
+
+    seconds = alternate(sides, rounds, calls=CALLS, turn=turn)
+    seconds[FLOOR] *= madds / FLOOR_SIDE**3
+    batched = alternate(detecting, rounds, turn=batch_turn)
+    return [
+        row_of(side, seconds[name], batched.get(name), memory.get(name))
+        for name, side in sides.items()
+    ]
 
 
 def test_images(cfg: CfgNode, count: int):
@@ -141,24 +115,99 @@ def test_images(cfg: CfgNode, count: int):
     return records, [read(record["file_name"], "BGR") for record in records]
 
 
-def pytorch_sides(cfg: CfgNode, image: np.ndarray, folder: Path) -> Dict[str, Side]:
-    """The bare network, DefaultPredictor's call, every mode of MODEL.SSD.INFERENCE, and many
-    candidates."""
-    predictors = {mode: predictor_in(cfg, mode) for mode in MODES}
-    eager, worst = predictors["eager"], predictor_in(cfg, "fused")
-    worst.model.postprocessor.score_threshold = many(predictor_scores(eager.model, image))
-    size = sum(v.numel() * v.element_size() for v in eager.model.state_dict().values()) / 1e6
-    sides = {
-        "PyTorch eager, network alone": Side(lambda: network(eager.model)),
-        "PyTorch eager, DefaultPredictor": Side(lambda: eager(image)),
-    }
-    for mode, predictor in predictors.items():
-        file = folder / f"{mode}.yaml"
-        file.write_text(predictor.cfg.dump())
-        memory = [sys.executable, "-W", "ignore", "-c", MEMORY_OF_PREDICTOR, str(file)]
-        sides[f"PyTorch {mode}"] = predictor_side(predictor, image, size, memory)
-    sides[f"PyTorch fused, {CANDIDATES:,} candidates"] = Side(lambda: worst.predict([image]))
-    return sides
+class Side(NamedTuple):
+    """A row of the table, which is measured by a process.
+
+    Attributes:
+        detects: whether it goes from images to detections.
+        size: of the model, MB.
+    """
+
+    worker: Worker
+    name: str
+    detects: bool
+    size: Optional[float]
+
+    def ask(self, order: str, *args):
+        """What the process answers.
+
+        Raises:
+            InputError: it cannot.
+        """
+        try:
+            return self.worker.ask(self.name, order, *args)
+        except RuntimeError as error:
+            raise InputError(f"{self.name}: {error}") from error
+
+
+def start(
+    cfg: CfgNode, bundles: List[Path], image: np.ndarray, counts: Dict[str, int]
+) -> Iterator[Worker]:
+    """A process for each mode of MODEL.SSD.INFERENCE, each bundle, and what these stand beside."""
+    here = "ssdlite_d2.tools.benchmark.inference"
+    for mode in MODES:
+        yield Worker(
+            f"PyTorch {mode}",
+            f"{here}:pytorch_rows",
+            cfg.dump(),
+            mode,
+            image,
+            counts["bytes"] / 1e6,
+        )
+    for bundle in bundles:
+        try:
+            spec = read_spec(bundle)
+        except PredictError as error:
+            raise InputError(str(error)) from error
+        bf16 = spec["format"] == "openvino" and spec["precision"] == "fp32"
+        for precision in (None, "bf16") if bf16 else (None,):
+            yield Worker(str(bundle), "", str(bundle), precision, image, CANDIDATES)
+    yield Worker("torchvision", f"{here}:beside", image)
+
+
+def rows_of(worker: Worker) -> List[Side]:
+    """
+    Raises:
+        InputError: a process could not open its model.
+    """
+    try:
+        return [Side(worker, *row) for row in worker.open()]
+    except RuntimeError as error:
+        raise InputError(f"{worker.name} cannot be measured: {error}") from error
+
+
+def pytorch_rows(config: str, mode: str, image: np.ndarray, size: float) -> List[Row]:
+    """The rows of a mode of MODEL.SSD.INFERENCE: with ``eager`` those of the bare network and of
+    DefaultPredictor's call, with ``fused`` that of many candidates.
+
+    Args:
+        config: a finished config's text.
+        size: of the model, MB.
+    """
+    predictor = predictor_in(CfgNode.load_cfg(config), mode)
+    model, post = predictor.model, predictor.model.postprocessor
+
+    def detect(images: List[np.ndarray]) -> List[Found]:
+        outputs = (x["instances"] for x in predictor.predict(images))
+        return [
+            (x.pred_boxes.tensor.numpy(), x.scores.numpy(), x.pred_classes.numpy()) for x in outputs
+        ]
+
+    rows = [Row(f"PyTorch {mode}", lambda: predictor.predict([image]), detect, size)]
+    if mode == "eager":
+        rows.append(Row("PyTorch eager, network alone", lambda: network(model)))
+        rows.append(Row("PyTorch eager, DefaultPredictor", lambda: predictor(image)))
+    if mode == "fused":
+        usual = post.score_threshold
+        least = threshold_of(predictor_scores(model, image), CANDIDATES)
+
+        def worst() -> None:
+            post.score_threshold = least
+            predictor.predict([image])
+            post.score_threshold = usual
+
+        rows.append(Row(f"PyTorch fused, {CANDIDATES:,} candidates", worst))
+    return rows
 
 
 def predictor_in(cfg: CfgNode, mode: str) -> SSDPredictor:
@@ -170,16 +219,6 @@ def predictor_in(cfg: CfgNode, mode: str) -> SSDPredictor:
     return predictor
 
 
-def predictor_side(predictor: SSDPredictor, image, size: float, memory: List[str]) -> Side:
-    def detect(images: List[np.ndarray]) -> List[Found]:
-        outputs = (x["instances"] for x in predictor.predict(images))
-        return [
-            (x.pred_boxes.tensor.numpy(), x.scores.numpy(), x.pred_classes.numpy()) for x in outputs
-        ]
-
-    return Side(lambda: predictor.predict([image]), detect, size, memory)
-
-
 @torch.inference_mode()
 def network(model: SSD) -> None:
     """Backbone and head, without decoding or suppression."""
@@ -189,12 +228,6 @@ def network(model: SSD) -> None:
 
 def predictor_scores(model: SSD, image: np.ndarray) -> np.ndarray:
     return raw_outputs(model, image[None, :, :, ::-1], "RGB")[1]
-
-
-def many(scores: np.ndarray) -> float:
-    """The threshold that CANDIDATES scores lie above, or nearly all when there are fewer."""
-    count = min(CANDIDATES, scores.size - 1)
-    return float(np.partition(scores.ravel(), -count - 1)[-count - 1])
 
 
 def make_bundles(cfg: CfgNode, folder: Path, int8: bool) -> List[Path]:
@@ -213,54 +246,32 @@ def make_bundles(cfg: CfgNode, folder: Path, int8: bool) -> List[Path]:
     return bundles
 
 
-def bundle_sides(bundle: Path, image: np.ndarray) -> Dict[str, Side]:
-    """A bundle's rows: the model alone, the whole way and, for OpenVINO, in bfloat16 as well."""
-    sides = {}
-    spec = Detector(bundle).spec
-    name = f"{spec['format']} {spec['precision']}"
-    bf16 = spec["format"] == "openvino" and spec["precision"] == "fp32"
-    for precision in (None, "bf16") if bf16 else (None,):
-        detector = Detector(bundle, precision=precision)
-        label = name if precision is None else f"{spec['format']} {precision}"
-        inputs = detector.prepare([image])
-        memory = [sys.executable, "-c", MEMORY_OF_BUNDLE, str(bundle), precision or ""]
-        sides[f"{label}, model alone"] = Side(lambda d=detector, x=inputs: d.run(x))
-        detect = detector.__call__
-        sides[label] = Side(lambda d=detect: d([image]), detect, spec["bytes"] / 1e6, memory)
-        if name == "onnx fp32":
-            threshold = many(detector.run(inputs)[1])
-            worst = f"{label}, {CANDIDATES:,} candidates"
-            sides[worst] = Side(lambda d=detect, t=threshold: d([image], t))
-    return sides
-
-
-def torchvision_side(image: np.ndarray) -> Side:
-    """torchvision's model with random weights, from a tensor to its final boxes."""
+def beside(image: np.ndarray) -> List[Row]:
+    """torchvision's model with random weights, from a tensor to its final boxes, and the floor."""
     torch.manual_seed(0)
     model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
     tensor = torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy()).float() / 255
+    matrix = torch.rand(FLOOR_SIDE, FLOOR_SIDE)
 
     def call() -> None:
         with torch.inference_mode():
             model([tensor])
 
-    return Side(call)
+    return [Row("torchvision ssdlite320, eval step", call), Row(FLOOR, lambda: matrix @ matrix)]
 
 
-def row_of(name: str, seconds: np.ndarray, batched: Optional[np.ndarray], side: Side) -> Dict:
+def row_of(
+    side: Side, seconds: np.ndarray, batched: Optional[np.ndarray], memory: Optional[float]
+) -> Dict:
     """A row of the table; what was not measured is None."""
-    row = {
-        "what": name,
+    return {
+        "what": side.name,
         "median ms": 1e3 * float(np.median(seconds)),
         "p90 ms": 1e3 * float(np.percentile(seconds, 90)),
         "images/s": None if batched is None else BATCH / float(np.median(batched)),
         "model MB": side.size,
-        "peak memory MB": None,
+        "peak memory MB": memory,
     }
-    if side.memory:
-        done = subprocess.run(side.memory, capture_output=True, text=True)
-        row["peak memory MB"] = int(done.stdout.split()[-1]) / 1024 if done.stdout else None
-    return row
 
 
 def plot(rows: List[Dict], title: str, file: str) -> None:

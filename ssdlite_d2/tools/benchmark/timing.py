@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import time
 from typing import Callable, Dict, List, Optional
 
 import cv2
@@ -12,30 +11,31 @@ import torch
 from tabulate import tabulate
 
 from ...errors import InputError
+from .worker import time_calls
 
 
 def alternate(
-    sides: Dict[str, Callable[[], object]], rounds: int, warmup: int = 1, calls: int = 1
+    sides: Dict[str, object],
+    rounds: int,
+    warmup: int = 1,
+    calls: int = 1,
+    turn: Callable[[object, int], List[float]] = time_calls,
 ) -> Dict[str, np.ndarray]:
     """Call every side once per round, in turn.
 
     Args:
+        sides: functions, or what ``turn`` takes.
         warmup: rounds before those that count.
-        calls: counted calls of a side per round. With more than one, another call goes before
-            them: it finds caches and still spinning threads of the side before.
+        calls: counted calls of a side per round.
+        turn: of a side and the number of calls: the seconds of each.
 
     Returns:
         dict: seconds of every counted call, (rounds * calls,) per side.
     """
     seconds: Dict[str, List[float]] = {name: [] for name in sides}
     for _ in range(warmup + rounds):
-        for name, call in sides.items():
-            if calls > 1:
-                call()
-            for _ in range(calls):
-                start = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - start)
+        for name, side in sides.items():
+            seconds[name] += turn(side, calls)
     return {name: np.array(values[warmup * calls :]) for name, values in seconds.items()}
 
 
