@@ -32,6 +32,7 @@ setup(
     packages=[*find_packages(include=["ssdlite_d2", "ssdlite_d2.*"]), "ssdlite_d2.configs"],
     package_dir={"ssdlite_d2.configs": "configs"},
     package_data={"ssdlite_d2.configs": ["*.yaml", "*/*.yaml"]},
+    entry_points={"console_scripts": ["ssdlite = ssdlite_d2.tools.cli:main"]},
     # Detectron2 has no release on the package index: see README.md, "Install".
     install_requires=[
         "fvcore",

@@ -6,7 +6,15 @@ weights to Detectron2's registries; nothing of Detectron2 is replaced.
     cfg = get_cfg()
     add_ssd_config(cfg)
     cfg.merge_from_file(get_config_file("ssdlite_mnv2.yaml"))
+
+A trained model finds named boxes in three lines:
+
+    import ssdlite_d2
+    model = ssdlite_d2.load("output/mine")
+    found = model.predict("image.jpg", score_threshold=0.5)  # pred_boxes, scores, class_names
 """
+
+import warnings
 
 try:
     import detectron2  # noqa: F401
@@ -17,9 +25,20 @@ except ImportError as error:
         "https://detectron2.readthedocs.io/tutorials/install.html"
     ) from error
 
-from . import checkpoint, data, modeling  # noqa: F401  registration by import
+with warnings.catch_warnings():
+    # Detectron2 does what newer versions of PyTorch advise against
+    warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", FutureWarning)
+    from . import checkpoint, data, modeling  # noqa: F401  registration by import
+
 from .config import add_ssd_config, get_config_file, load_config
 from .errors import InputError
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "add_ssd_config", "get_config_file", "load_config"]
+__all__ = ["InputError", "add_ssd_config", "get_config_file", "load", "load_config"]
+
+
+def load(model):
+    """A trained model, with ``predict(image)``; see ``ssdlite_d2.loading.load``."""
+    from .loading import load as load_model  # the engine, which few programs need
+
+    return load_model(model)

@@ -280,9 +280,10 @@ def add_ssd_config(cfg: CN) -> None:
     _C.DATASETS.DIFFICULT = "drop"
 
     # Data sets of your own, one mapping each: NAME; FORMAT coco, voc, yolo or detectron2, and the
-    # keys that it needs (see data/datasets/); optionally CLASSES, a list of names, and
-    # OTHER_CLASSES, "error" or "drop" for objects of none of them. Classes of several training sets
-    # are merged by name. Paths are relative to ROOT in $DETECTRON2_DATASETS (default "datasets").
+    # keys that it needs (see data/datasets/); optionally CLASSES, a list of names; OTHER_CLASSES,
+    # "error" or "drop" for objects of none of them; and LIST, a text file of the images to use, as
+    # paths below ROOT. Classes of several training sets are merged by name. Paths are relative to
+    # ROOT in $DETECTRON2_DATASETS (default "datasets").
     _C.DATASETS.REGISTER = []
 
     # "SGD" (with MOMENTUM and NESTEROV) or "AdamW" (with BETAS).
@@ -306,6 +307,10 @@ def add_ssd_config(cfg: CN) -> None:
     # stops.
     _C.SOLVER.MAX_SKIPPED_STEPS = 0
 
+    # Length of training in passes over the training images, in the place of MAX_ITER; 0: MAX_ITER.
+    # Of the two, the one that is set last holds.
+    _C.SOLVER.EPOCHS = 0.0
+
     # The newest model_<iteration>.pth files that are kept; 0: all.
     _C.SOLVER.KEEP_CHECKPOINTS = 0
     # Save model_best.pth when this result grows, such as "bbox/AP" or "bbox_EMA/AP50"; of several
@@ -321,6 +326,10 @@ def add_ssd_config(cfg: CN) -> None:
     # model_final.pth is the average. (model_<iteration>.pth has both; a run resumes from that.)
     _C.MODEL.EMA.FINAL = True
 
+    # Evaluations in the course of a training, in the place of EVAL_PERIOD; 0: EVAL_PERIOD. Of the
+    # two, the one that is set last holds. With it, SOLVER.CHECKPOINT_PERIOD is no longer than the
+    # time between two, and SOLVER.WARMUP_ITERS no longer than a tenth of the run.
+    _C.TEST.EVALUATIONS = 0
     # Images that each process runs through the network at once in evaluation.
     _C.TEST.IMS_PER_BATCH = 8
     # Images of each test set that TensorBoard shows with predicted and true boxes.

@@ -5,7 +5,7 @@ import os
 import reprlib
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
 import yaml
 from detectron2.config import CfgNode as CN
@@ -16,6 +16,9 @@ from .files import read_regular
 
 BASE = "_BASE_"
 FOLDERS = [Path(__file__).resolve().parents[i] / "configs" for i in (0, 1)]  # installed, checkout
+# Keys that mean the same in two units: where a file or a command line sets the first alone, the
+# second, of what it stands on, is set to 0.
+INSTEAD_OF = {"SOLVER.MAX_ITER": "SOLVER.EPOCHS", "TEST.EVAL_PERIOD": "TEST.EVALUATIONS"}
 KINDS = {
     tuple: "a tuple",
     list: "a list",
@@ -36,14 +39,15 @@ def get_config_file(name: str) -> str:
     for path in (folder / name for folder in FOLDERS):
         if path.is_file():
             return str(path)
-    near = difflib.get_close_matches(name, _known(), n=5, cutoff=0)
+    near = difflib.get_close_matches(name, known_configs(), n=5, cutoff=0)
     raise InputError(
-        f"no config '{name}'; of {len(_known())} in the package the nearest are {', '.join(near)}"
+        f"no config '{name}'; of {len(known_configs())} in the package the nearest are {', '.join(near)}"
     )
 
 
-def _known() -> Set[str]:
-    return {str(path.relative_to(f)) for f in FOLDERS for path in f.rglob("*.yaml")}
+def known_configs() -> List[str]:
+    """Names of the package's configs."""
+    return sorted({str(path.relative_to(f)) for f in FOLDERS for path in f.rglob("*.yaml")})
 
 
 def find_config(config_file: str) -> str:
@@ -66,6 +70,7 @@ def merge_file(cfg: CN, path: str) -> None:
     for file, content in _read_chain(path):
         for key, value in content.items():
             _merge(cfg, file, str(key), value)
+        _settle_units(cfg, _keys(content))
 
 
 def merge_options(cfg: CN, opts: Iterable[Any]) -> None:
@@ -75,6 +80,7 @@ def merge_options(cfg: CN, opts: Iterable[Any]) -> None:
         InputError: a key or value does not fit.
     """
     source, missing = "the command line", object()
+    opts = list(opts)
     words = iter(opts)
     for key, value in zip_longest(words, words, fillvalue=missing):
         if str(key).startswith("-"):
@@ -84,6 +90,14 @@ def merge_options(cfg: CN, opts: Iterable[Any]) -> None:
         if value is missing:
             raise InputError(f"{source}: {key} has no value; keys and values come in pairs")
         _merge(cfg, source, str(key), value)
+    _settle_units(cfg, list(map(str, opts[::2])))
+
+
+def _settle_units(cfg: CN, keys: List[str]) -> None:
+    """Let a key that was just set hold against the one that means the same."""
+    for key, other in INSTEAD_OF.items():
+        if key in keys and other not in keys:
+            _merge(cfg, "", other, 0 if other.startswith("TEST") else 0.0)
 
 
 def _read_chain(path: str, above: Tuple[str, ...] = ()) -> Iterator[Tuple[str, Dict[str, Any]]]:
@@ -106,7 +120,7 @@ def _find_base(base: str, path: str) -> str:
         beside = Path(path).parent / Path(base).expanduser()
         return str(beside) if beside.is_file() else get_config_file(base.removeprefix("configs/"))
     except (InputError, OSError, RuntimeError) as error:
-        names = difflib.get_close_matches(Path(base).name, _known(), 3)
+        names = difflib.get_close_matches(Path(base).name, known_configs(), 3)
         hint = f"; the package has {', '.join(names)}" if names else ""
         raise InputError(f"{path}: {BASE} {base} is not found{hint}") from error
 
@@ -179,10 +193,10 @@ def _unknown(key: str, cfg: CN) -> str:
     return f"there is no key {key}" + (f"; did you mean {' or '.join(found)}?" if found else "")
 
 
-def _keys(node: CN, prefix: str = "") -> List[str]:
+def _keys(node: Dict[str, Any], prefix: str = "") -> List[str]:
     """Full names of all keys."""
     names = []
     for name, value in node.items():
-        names.append(prefix + name)
-        names += _keys(value, f"{prefix}{name}.") if isinstance(value, CN) else []
+        names.append(f"{prefix}{name}")
+        names += _keys(value, f"{prefix}{name}.") if isinstance(value, dict) else []
     return names

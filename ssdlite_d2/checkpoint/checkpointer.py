@@ -1,10 +1,12 @@
 """Checkpoints that are whole, and weights that fit, or an error that says why they do not."""
 
+import contextlib
 import itertools
+import logging
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -196,6 +198,25 @@ class SSDCheckpointer(DetectionCheckpointer):
                 f"MODEL.WEIGHTS: {self._path} lacks {len(missing)} of this model's {len(wanted)} "
                 f"tensors, such as {missing[0]}"
             )
+
+    @contextlib.contextmanager
+    def _expecting_new_parts(self) -> Iterator[None]:
+        """Log what a file lacks as information where a training may start from a trunk."""
+
+        def soften(record: logging.LogRecord) -> bool:
+            if "not found in the checkpoint" in str(record.msg):
+                record.levelno, record.levelname = logging.INFO, "INFO"
+            return True
+
+        softened = self._purpose == "start"
+        loggers = [self.logger, logging.getLogger("fvcore.common.checkpoint")] if softened else []
+        for logger in loggers:
+            logger.addFilter(soften)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(soften)
 
     def _load_fitting(self, checkpoint: Dict[str, Any]):
         """The parent's ``_load_model``, or an error that says why tensors do not fit."""

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import sys
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -12,10 +13,12 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import find_config, load_config
+from ..data.build import load_train_records
 from ..data.datasets import resolve_datasets
 from ..errors import InputError, one_of
 from .config_checks import check_config
 from .output_dir import lock_folder, set_aside
+from .solver import set_schedule
 
 
 def finish_config(cfg: CfgNode) -> None:
@@ -56,8 +59,27 @@ def claim_folder(cfg: CfgNode, resume: bool) -> None:
     cfg.MODEL.WEIGHTS = moved.get(os.path.realpath(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
 
 
+def set_up_logging(folder: str, level: int) -> None:
+    """Log to a folder, and from a level on to the console.
+
+    Detectron2's ``default_setup`` makes the same calls, which then change nothing.
+    """
+    rank = comm.get_rank()
+    loggers = [setup_logger(folder, distributed_rank=rank, name="ssdlite_d2")]
+    loggers += [setup_logger(folder, distributed_rank=rank, name="fvcore")]
+    loggers += [setup_logger(folder, distributed_rank=rank)]
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        if handler.stream is sys.stdout:
+            handler.setLevel(level)
+    if level > logging.INFO:  # what is said where there is no CUDA
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of Detectron2's command-line arguments; also sets up logging and seeds.
+
+    Args:
+        args: those of Detectron2's parser, and perhaps ``console``, the level of logging there.
 
     Raises:
         InputError: something in the arguments, the config or the data sets is wrong.
@@ -66,8 +88,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     wanted = cfg.MODEL.DEVICE
     finish_config(cfg)
+    if not args.eval_only:
+        set_schedule(cfg, len(load_train_records(cfg)) if cfg.SOLVER.EPOCHS else 0)
     try:
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ssdlite_d2")
+        set_up_logging(cfg.OUTPUT_DIR, getattr(args, "console", logging.DEBUG))
         if not args.eval_only:
             claim_folder(cfg, args.resume)
         cfg.freeze()

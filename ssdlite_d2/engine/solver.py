@@ -1,6 +1,7 @@
-"""The optimizer of a config."""
+"""The optimizer and the length of a config's training."""
 
 import itertools
+import math
 from typing import Dict, List, Optional, Type
 
 import torch
@@ -14,6 +15,22 @@ from ..modeling.backbone import trunk_prefix
 from ..modeling.backbone.blocks import L2Norm
 
 OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
+
+
+def set_schedule(cfg: CfgNode, images: int) -> None:
+    """Turn SOLVER.EPOCHS and TEST.EVALUATIONS into iterations, and set both to 0.
+
+    Args:
+        images: that are trained on.
+    """
+    solver, test = cfg.SOLVER, cfg.TEST
+    if solver.EPOCHS:
+        solver.MAX_ITER = math.ceil(solver.EPOCHS * images / solver.IMS_PER_BATCH)
+    if test.EVALUATIONS:
+        test.EVAL_PERIOD = math.ceil(solver.MAX_ITER / test.EVALUATIONS)
+        solver.CHECKPOINT_PERIOD = min(solver.CHECKPOINT_PERIOD, test.EVAL_PERIOD)
+        solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, math.ceil(solver.MAX_ITER / 10))
+    solver.EPOCHS, test.EVALUATIONS = 0.0, 0
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[Dict]:

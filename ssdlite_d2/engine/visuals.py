@@ -21,6 +21,17 @@ from ..data.reader import read_image
 SMALLEST_SIDE = 480  # pixels; smaller images are enlarged, for the labels to be legible
 SCORE = 0.3  # smallest score of a box that is drawn
 
+# as matplotlib's "tab10" has them
+COLOURS = [
+    tuple(int(hexes[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    for hexes in "1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 bcbd22 17becf".split()
+]
+
+
+def colour_of(class_id: int) -> Tuple[float, float, float]:
+    """RGB from 0 to 1 of a class, the same everywhere."""
+    return COLOURS[class_id % len(COLOURS)]
+
 
 def side_by_side(image: np.ndarray, instances, record: Dict, metadata) -> np.ndarray:
     """An RGB image twice: with detections, and with the boxes of its dataset dict."""

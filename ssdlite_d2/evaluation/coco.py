@@ -19,6 +19,9 @@ try:
 except ImportError:
     faster_coco_eval = None
 
+# The evaluation needs a detection; this one is outside of any image.
+NOTHING = {"bbox": [-2.0, -2.0, 1.0, 1.0], "score": 0.0}
+
 
 class BoxEvaluator(COCOEvaluator):
     """COCOEvaluator for boxes, whatever the ids in the files.
@@ -56,7 +59,14 @@ class BoxEvaluator(COCOEvaluator):
         if not self._truth.get("annotations"):  # such as a test set of a challenge
             self._logger.info("There are no annotations to evaluate by")
             return
-        evaluation = evaluate_boxes(self._truth, found, img_ids) if found else None
+        if not found:
+            self._logger.warning(
+                "The model found nothing, so AP is 0.0: train longer, or lower "
+                "MODEL.SSD.POSTPROCESS.SCORE_THRESH"
+            )
+            found = [{**NOTHING, "image_id": self._truth["images"][0]["id"]}]
+            found[0]["category_id"] = self._category_ids[0]
+        evaluation = evaluate_boxes(self._truth, found, img_ids)
         self._results["bbox"] = self._derive_coco_results(
             evaluation, "bbox", class_names=self._classes
         )

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import load_config
 from ..engine import finish_config
-from .program import one_line_errors
+from .program import one_line_errors, parse_args
 
 
 def analyze(cfg: CfgNode) -> Dict[str, int]:
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Count a model's parameters and multiply-adds")
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
-    args = parser.parse_args()
+    args = parse_args(parser)
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         finish_config(cfg)

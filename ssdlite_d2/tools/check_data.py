@@ -31,7 +31,7 @@ from ..diagnostics.defects import (
 )
 from ..engine import finish_config
 from ..errors import InputError
-from .program import program
+from .program import parse_args, program
 
 SAMPLE = 20_000  # boxes of a set that are compared with the anchors, at most
 SHOWN = 20  # defects of each kind that are printed
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    args = get_parser().parse_args()
+    args = parse_args(get_parser())
     with program(logging.ERROR):
         defects = run(args)
     print(f"\n{defects} defects")

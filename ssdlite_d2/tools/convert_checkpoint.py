@@ -22,7 +22,7 @@ from ..config import load_config
 from ..engine import finish_config
 from ..errors import InputError
 from ..files import write_atomically
-from .program import one_line_errors
+from .program import one_line_errors, parse_args
 
 
 def read_source(path: str) -> Dict[str, Tensor]:
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("output", help="the checkpoint to write, .pth")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     with one_line_errors():
-        run(parser.parse_args())
+        run(parse_args(parser))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from ..engine import build_predictor, finish_config
 from ..engine.predictor import SSDPredictor
 from ..errors import InputError
 from .drawings import drawing_paths, make_folder, refuse_sources
-from .program import program
+from .program import parse_args, program
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 WINDOW = "SSD detections"
@@ -221,7 +221,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    args = get_parser().parse_args()
+    args = parse_args(get_parser())
     with program(logging.INFO):
         sys.exit(run(args))
 

@@ -13,7 +13,7 @@ from ..checkpoint import SSDCheckpointer, identity_of
 from ..config import load_config
 from ..engine import finish_config
 from ..export import FORMATS, ExportOptions, export_bundle
-from .program import program
+from .program import parse_args, program
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args = get_parser().parse_args()
+    args = parse_args(get_parser())
     with program():
         run(args)
 

@@ -23,7 +23,7 @@ from ..diagnostics.coverage import (
 )
 from ..engine import finish_config
 from ..errors import InputError
-from .program import one_line_errors
+from .program import one_line_errors, parse_args
 
 MOST_BOXES = 20000  # of a larger data set, so many are drawn
 SMALL, LARGE = 32, 96  # sides in pixels: COCO's size groups, here of the network input
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     with one_line_errors():
-        run(parser.parse_args())
+        run(parse_args(parser))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,39 @@
 """How the command-line tools log, and how they end on wrong input."""
 
+import argparse
 import contextlib
 import logging
+import os
+import re
 import signal
 import sys
-from typing import Iterator
+from typing import Iterator, List, Tuple
 
 from detectron2.utils.logger import setup_logger
 
 from ..errors import InputError
+
+# A config key on the command line, perhaps with what should be its value.
+KEY = re.compile(
+    r"((MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)\.[A-Z0-9_.]+|OUTPUT_DIR|SEED|VIS_PERIOD"
+    r"|CUDNN_BENCHMARK|FLOAT32_PRECISION|VERSION)(=.*)?"
+)
+
+
+def split_options(words: List[str]) -> Tuple[List[str], List[str]]:
+    """Words of a command line before the first config key, or ``--opts``, and from it on."""
+    for at, word in enumerate(words):
+        if word == "--opts":
+            return words[:at], words[at + 1 :]
+        if KEY.fullmatch(word) and not os.path.exists(word):
+            return words[:at], words[at:]
+    return words, []
+
+
+def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Arguments that end with ``--opts KEY VALUE ...``, where ``--opts`` may be left out."""
+    flags, pairs = split_options(sys.argv[1:])
+    return parser.parse_args([*flags, "--opts", *pairs] if pairs else flags)
 
 
 @contextlib.contextmanager

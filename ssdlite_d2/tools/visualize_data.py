@@ -19,9 +19,10 @@ from ..config import load_config
 from ..data.build import build_collator, build_train_mapper, load_train_records
 from ..data.dataset_mapper import IGNORED
 from ..engine import finish_config
+from ..engine.visuals import colour_of
 from ..errors import InputError
 from .drawings import make_folder, refuse_sources
-from .program import program
+from .program import parse_args, program
 
 GAP = 4  # pixels between the images of a sheet
 
@@ -63,16 +64,9 @@ def draw(sample: Dict, cfg: CfgNode) -> np.ndarray:
     drawn = Visualizer(np.ascontiguousarray(image)).overlay_instances(
         boxes=truth.gt_boxes,
         labels=["ignored" if c == IGNORED else names[c] for c in classes],
-        assigned_colors=[COLOURS[c % len(COLOURS)] if c >= 0 else (0.5,) * 3 for c in classes],
+        assigned_colors=[colour_of(c) if c >= 0 else (0.5,) * 3 for c in classes],
     )
     return drawn.get_image()[:, :, ::-1]
-
-
-# as matplotlib's "tab10" has them
-COLOURS = [
-    tuple(int(hexes[i : i + 2], 16) / 255 for i in (0, 2, 4))
-    for hexes in "1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 bcbd22 17becf".split()
-]
 
 
 def make_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
@@ -112,7 +106,7 @@ def run(args: argparse.Namespace) -> List[Path]:
 
 
 def main() -> None:
-    args = get_parser().parse_args()
+    args = parse_args(get_parser())
     with program():
         run(args)
 

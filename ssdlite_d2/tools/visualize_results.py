@@ -18,7 +18,7 @@ from ..engine import build_predictor, finish_config
 from ..engine.visuals import side_by_side
 from ..errors import InputError
 from .drawings import drawing_paths
-from .program import program
+from .program import parse_args, program
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args = get_parser().parse_args()
+    args = parse_args(get_parser())
     with program():
         run(args)
 

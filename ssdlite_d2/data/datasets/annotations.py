@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Union
 
+from detectron2.utils.logger import log_first_n
+
 from ...errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -59,9 +61,8 @@ class Problems:
         dropped = [Path(p.file).name for p in self.found if p.kind in BOX_KINDS]
         if dropped:
             places = ", ".join(dropped[:5]) + (", ..." if len(dropped) > 5 else "")
-            logger.warning(
-                f"Data set '{self.name}': dropped {len(dropped)} boxes without area, in {places}"
-            )
+            text = f"Data set '{self.name}': dropped {len(dropped)} boxes without area, in {places}"
+            log_first_n(logging.WARNING, text, key="message")  # every evaluation reads it again
 
 
 class ClassIds:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Dict, List, Optional, Tuple, Type
 
 from ...errors import InputError, first_line, one_of
-from .annotations import ClassIds, Problems, log_loaded
+from .annotations import MISSING_IMAGE, ClassIds, Problems, log_loaded
 
-COMMON = ("NAME", "FORMAT", "ROOT", "CLASSES", "OTHER_CLASSES")
+COMMON = ("NAME", "FORMAT", "ROOT", "CLASSES", "OTHER_CLASSES", "LIST")
 OTHER_CLASSES = ("error", "drop")
 
 
@@ -21,6 +21,7 @@ class Entry:
     keys: Dict[str, Any]
     classes: Optional[Tuple[str, ...]]  # names by id, if the entry tells
     other_classes: str
+    image_list: Optional[Path] = None  # file of the images to use; None: all
 
     format: ClassVar[str]
     required: ClassVar[Tuple[str, ...]] = ()
@@ -64,6 +65,7 @@ class Entry:
             keys={k: v for k, v in mapping.items() if k not in COMMON},
             classes=tuple(str(name) for name in classes) if classes else None,
             other_classes=other,
+            image_list=Path(str(mapping["LIST"])) if mapping.get("LIST") else None,
         )
         entry.check()
         return entry
@@ -115,17 +117,37 @@ class Entry:
             InputError: something is wrong, unless ``problems`` is not strict.
         """
         problems = problems or Problems(self.name)
+        dicts = self.records(problems)
+        problems.log_dropped()
+        log_loaded(self.name, dicts)
+        return dicts
+
+    def path_in_root(self, record: Dict) -> str:
+        """How LIST names an image: its path below ROOT."""
+        return os.path.relpath(record["file_name"], self.root)
+
+    def records(self, problems: Problems) -> List[Dict]:
+        """What ``load`` returns, of which nothing is logged."""
         try:
             dicts = self.read(problems)
         except (OSError, UnicodeError) as error:
             where = f"data set '{self.name}': {getattr(error, 'filename', None) or self.root}"
             raise InputError(f"{where}: {first_line(error)}") from error
-        problems.log_dropped()
-        log_loaded(self.name, dicts)
-        return dicts
+        if self.image_list is None:
+            return dicts
+        try:
+            names = set(filter(None, self.image_list.read_text("utf-8").split("\n")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"data set '{self.name}': LIST {self.image_list}: {error}") from error
+        kept = [record for record in dicts if self.path_in_root(record) in names]
+        for name in sorted(names - set(map(self.path_in_root, kept))):
+            problems.add(
+                MISSING_IMAGE, self.root / name, f"no such image, though {self.image_list} lists it"
+            )
+        return kept
 
     def read(self, problems: Problems) -> List[Dict]:
-        """What ``load`` returns."""
+        """All images of the data set; ``records`` leaves out those that LIST does not name."""
         raise NotImplementedError
 
     def metadata(self) -> Dict[str, Any]:

@@ -18,30 +18,41 @@ from .image_files import SUFFIXES, image_size
 class VocEntry(Entry):
     """ROOT: the folder with Annotations, ImageSets/Main and JPEGImages; SPLIT: the list to use.
 
+    Without SPLIT all images that have an XML file are used. ANNOTATIONS and IMAGES name other
+    folders than Annotations and JPEGImages; they may be one, as labelling programs write it.
     YEAR 2007 evaluates sets of VOC's own classes with 11 points, any other with the area.
     """
 
     format = "voc"
-    required = ("ROOT", "SPLIT")
-    optional = ("YEAR",)
+    required = ("ROOT",)
+    optional = ("SPLIT", "ANNOTATIONS", "IMAGES", "YEAR")
+
+    @property
+    def annotations(self) -> Path:
+        """The folder of XML files."""
+        return self.root / str(self.keys.get("ANNOTATIONS", "Annotations"))
 
     def check(self) -> None:
-        where = f"DATASETS.REGISTER, data set '{self.name}': YEAR"
-        one_of(where, str(self.keys.get("YEAR", 2012)), ("2007", "2012"))
+        where = f"DATASETS.REGISTER, data set '{self.name}'"
+        if not self.keys.get("SPLIT", "all"):
+            raise InputError(
+                f"{where}: FORMAT voc needs SPLIT, the name of a list in ImageSets/Main"
+            )
+        one_of(f"{where}: YEAR", str(self.keys.get("YEAR", 2012)), ("2007", "2012"))
 
     def metadata(self) -> Dict[str, Any]:
         year = int(self.keys.get("YEAR", 2012))
-        return {"dirname": str(self.root), "split": str(self.keys["SPLIT"]), "year": year}
+        return {"dirname": str(self.root), "split": str(self.keys.get("SPLIT")), "year": year}
 
     def file_classes(self) -> Tuple[str, ...]:
         """Sorted names of all objects annotated in the folder, whatever the split."""
         names = set()
-        for path in (self.root / "Annotations").glob("*.xml"):
+        for path in self.annotations.glob("*.xml"):
             with contextlib.suppress(ValueError):  # reading the split tells what is broken in it
                 names.update(_text(obj, "name") for obj in _read_xml(path).iterfind("object"))
         if not names:
             raise InputError(
-                f"data set '{self.name}': no annotated object under {self.root / 'Annotations'}; "
+                f"data set '{self.name}': no annotated object under {self.annotations}; "
                 "ROOT is relative to the environment variable DETECTRON2_DATASETS"
             )
         return tuple(sorted(names))
@@ -53,24 +64,31 @@ class VocEntry(Entry):
         they are neither demanded nor counted as wrong.
         """
         ids = self.class_ids(problems)
-        folder = self.root / "JPEGImages"
+        folder = self.root / str(self.keys.get("IMAGES", "JPEGImages"))
         images = defaultdict(list)
         for path in sorted(folder.glob("*")):
             if path.suffix.lower() in SUFFIXES:
                 images[path.stem].append(path)
         dicts = []
-        split = self.root / "ImageSets" / "Main" / f"{self.keys['SPLIT']}.txt"
-        for line in self._read_split(split):
+        names, lister = self._names()
+        for line in names:
             # such lists may have a second column
             image_id = line if line in images else line.split()[0]
             if image_id not in images:
-                reason = f"no such image ({', '.join(SUFFIXES)}), though {split.name} lists it"
+                reason = f"no such image ({', '.join(SUFFIXES)}), though {lister} lists it"
                 problems.add(MISSING_IMAGE, folder / image_id, reason)
                 continue
             record = self._record(image_id, images[image_id], ids, problems)
             if record is not None:
                 dicts.append(record)
         return dicts
+
+    def _names(self) -> Tuple[List[str], str]:
+        """The images to use, and which file says so."""
+        if "SPLIT" not in self.keys:
+            return sorted(path.stem for path in self.annotations.glob("*.xml")), "an XML file"
+        path = self.root / "ImageSets" / "Main" / f"{self.keys['SPLIT']}.txt"
+        return self._read_split(path), path.name
 
     def _read_split(self, path: Path) -> List[str]:
         try:
@@ -92,7 +110,7 @@ class VocEntry(Entry):
         Args:
             images: files of this name, which differ in their suffix.
         """
-        xml = self.root / "Annotations" / f"{image_id}.xml"
+        xml = self.annotations / f"{image_id}.xml"
         try:
             tree = _read_xml(xml)
         except ValueError as error:

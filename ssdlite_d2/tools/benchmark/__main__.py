@@ -5,19 +5,21 @@ python -m ssdlite_d2.tools.benchmark inference
 
 import argparse
 from types import ModuleType
-from typing import Dict
+from typing import Dict, Optional
 
 from ..program import one_line_errors
 from . import inference
 
 
-def main(program: str, subjects: Dict[str, ModuleType]) -> None:
+def main(program: str = "", subjects: Optional[Dict[str, ModuleType]] = None) -> None:
     """Run the subject that the command line names.
 
     Args:
+        program: its name; "": that of the command line.
         subjects: modules with ``add_arguments(parser)`` and ``run(args)``, by their names.
     """
-    parser = argparse.ArgumentParser(prog=program)
+    subjects = subjects or {"inference": inference}
+    parser = argparse.ArgumentParser(prog=program or None)
     choices = parser.add_subparsers(dest="subject", required=True)
     for name, module in subjects.items():
         subject = choices.add_parser(
@@ -34,4 +36,4 @@ def main(program: str, subjects: Dict[str, ModuleType]) -> None:
 
 
 if __name__ == "__main__":
-    main("python -m ssdlite_d2.tools.benchmark", {"inference": inference})
+    main("python -m ssdlite_d2.tools.benchmark")

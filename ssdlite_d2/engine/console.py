@@ -1,0 +1,126 @@
+"""A training that tells the console little and the log file everything."""
+
+import contextlib
+import io
+import logging
+import math
+import time
+from typing import Dict, Iterator
+
+import torch
+import tqdm
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
+
+from .trainer import SSDTrainer
+
+logger = logging.getLogger(__name__)
+
+LINES = 20  # of progress, besides one per evaluation
+
+
+class ConsoleTrainer(SSDTrainer):
+    """SSDTrainer with a screen of facts, a line per evaluation or epoch, and a progress bar."""
+
+    def train(self):
+        if comm.is_main_process():
+            print(describe(self.cfg, self.model), flush=True)
+        result = super().train()
+        if comm.is_main_process():
+            folder = self.cfg.OUTPUT_DIR
+            print(f"done      {folder}; try: ssdlite predict {folder} IMAGE --output drawn")
+        return result
+
+    def build_writers(self):
+        images = self.checkpointer.identity["images"]
+        metric = metric_of(self.cfg)
+        writer = ConsoleWriter(self.max_iter, images / self.cfg.SOLVER.IMS_PER_BATCH, metric)
+        return [*super().build_writers(), writer]
+
+    @classmethod
+    def test_averaged(cls, *args) -> Dict:
+        with printed_to_log():
+            return super().test_averaged(*args)
+
+
+class ConsoleWriter(EventWriter):
+    """Progress: a bar on a terminal, and lines."""
+
+    def __init__(self, iterations: int, per_epoch: float, metric: str):
+        """
+        Args:
+            per_epoch: iterations of a pass over the training images.
+            metric: the result that is shown, such as "bbox/AP".
+        """
+        self._iterations, self._per_epoch, self._metric = iterations, per_epoch, metric
+        self._step = max(per_epoch, iterations / LINES)
+        self._next, self._evaluated, self._start = self._step, -1, time.perf_counter()
+        self._bar = tqdm.tqdm(total=iterations, disable=None, leave=False, unit="it")
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        done = min(storage.iter + 1, self._iterations)
+        latest = storage.latest()
+        loss = storage.history("total_loss").median(20) if "total_loss" in latest else math.nan
+        result, at = latest.get(self._metric, (math.nan, -1))
+        self._bar.update(done - self._bar.n)
+        self._bar.set_postfix_str(f"loss {loss:.2f}" + (f", AP {result:.1f}" if at >= 0 else ""))
+        # after the last iteration an evaluation follows
+        if (done < self._next or done == self._iterations) and at == self._evaluated:
+            return
+        self._next = self._step * (math.floor(done / self._step) + 1)
+        text = f"epoch {done / self._per_epoch:5.1f}  iteration {done}/{self._iterations}"
+        text += f"  loss {loss:.2f}  {self._left(latest, done)}"
+        if at != self._evaluated:
+            text += f"  AP {result:.1f}"
+        self._evaluated = at
+        tqdm.tqdm.write(text)
+
+    def _left(self, latest: Dict, done: int) -> str:
+        seconds = latest["time"][0] * (self._iterations - done) if "time" in latest else 0
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02} left"
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+@contextlib.contextmanager
+def printed_to_log() -> Iterator[None]:
+    """What others print goes to the log."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        if text.getvalue():
+            logger.info(f"Printed by the evaluation:\n{text.getvalue()}")
+
+
+def metric_of(cfg: CfgNode) -> str:
+    """The result to show: that of SOLVER.BEST_METRIC, or else AP."""
+    return cfg.SOLVER.BEST_METRIC or ("bbox_EMA/AP" if cfg.MODEL.EMA.ENABLED else "bbox/AP")
+
+
+def describe(cfg: CfgNode, model: torch.nn.Module) -> str:
+    """What is trained, how long, on what, and where it goes."""
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    height, width = cfg.INPUT.SIZE
+    solver = cfg.SOLVER
+    device = cfg.MODEL.DEVICE
+    if device == "cpu":
+        device = f"cpu, {torch.get_num_threads()} threads"
+    period = cfg.TEST.EVAL_PERIOD
+    return "\n".join(
+        (
+            f"model     {cfg.MODEL.META_ARCHITECTURE}, {cfg.MODEL.BACKBONE.NAME}, "
+            f"{count:.1f} M parameters, {height} x {width}, {cfg.MODEL.SSD.NUM_CLASSES} classes",
+            f"start     {cfg.MODEL.WEIGHTS or 'random weights'}",
+            f"schedule  {solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images, learning "
+            f"rate {solver.BASE_LR:g}, evaluated "
+            + (f"every {period}" if period else "at the end"),
+            f"device    {device}"
+            + ("" if comm.get_world_size() == 1 else f", {comm.get_world_size()} processes"),
+            f"output    {cfg.OUTPUT_DIR} (log.txt has all messages)",
+        )
+    )

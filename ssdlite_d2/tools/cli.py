@@ -1,0 +1,98 @@
+"""The program ``ssdlite``: the tools and train_net.py under one name."""
+
+import importlib
+import sys
+from typing import List, NamedTuple
+
+from ..config_file import find_config, known_configs
+from .program import one_line_errors, split_options
+
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        module: of this folder; its ``main()`` reads ``sys.argv``.
+        help: one line.
+        before: arguments in front of those of the command line.
+        takes: flag that takes further words after MODEL; "": none does.
+    """
+
+    module: str
+    help: str
+    before: List[str] = []
+    takes: str = ""
+
+
+COMMANDS = {
+    "train": Command("train", "train on a folder of your own data, or by --config-file FILE"),
+    "eval": Command("train", "accuracy of a trained MODEL on its test data", ["--eval-only"]),
+    "predict": Command("demo", "draw what a MODEL finds in images or a video", [], "--input"),
+    "export": Command("export", "make a bundle of a MODEL that runs without PyTorch"),
+    "check": Command("check_data", "what is wrong with images and boxes"),
+    "view": Command("visualize_data", "draw what the network sees in training"),
+    "fit-anchors": Command("fit_anchors", "fit anchor sizes to the data"),
+    "benchmark": Command("benchmark.__main__", "measure speed"),
+    "convert": Command("convert_checkpoint", "convert public SSD weights"),
+    "models": Command("", "list the configs of the package"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:12}{command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ssdlite COMMAND ...",
+            "",
+            *lines,
+            "",
+            "ssdlite COMMAND --help tells more. Most take --config-file FILE; MODEL in its place",
+            "is the output folder of a training, a .pth file beside its config.yaml, or a name.",
+        ]
+    )
+
+
+def list_configs() -> None:
+    """Print the package's configs, each with the first line of its comment."""
+    for name in known_configs():
+        with open(find_config(name), encoding="utf-8") as file:
+            comment = next((line[1:].strip() for line in file if line.startswith("#")), "")
+        print(f"{name:42}{comment}")
+
+
+def expand(command: Command, words: List[str]) -> List[str]:
+    """Arguments of a command's module: a MODEL in front becomes its config and weights."""
+    if command.module == "train" and not command.before:
+        return words
+    if not words or words[0].startswith("-") or command.module.startswith(("benchmark", "convert")):
+        return [*command.before, *words]
+    from ..loading import find_model
+
+    model = find_model(words[0])
+    flags, pairs = split_options(words[1:])
+    inputs = []
+    while command.takes and flags and not flags[0].startswith("-"):
+        inputs.append(flags.pop(0))
+    front = ["--config-file", model.config, *([command.takes, *inputs] if inputs else [])]
+    return [*command.before, *front, *flags, "MODEL.WEIGHTS", model.weights, *pairs]
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        sys.exit(f"error: ssdlite {name}: the commands are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    if name == "models":
+        list_configs()
+        return
+    with one_line_errors():
+        words = expand(command, sys.argv[2:])
+    sys.argv = [f"ssdlite {name}", *words]
+    importlib.import_module(f"{__package__}.{command.module}").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""From a folder of images and annotations to the config that trains on it."""
+
+import ast
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+import yaml
+
+from ..config import find_config, load_config
+from ..config_file import INSTEAD_OF
+from ..data.datasets.annotations import Problem, Problems
+from ..data.datasets.entry import Entry
+from ..data.layouts import Layout, Mapping, find_layout
+from ..diagnostics.defects import EMPTY, check_boxes
+from ..errors import InputError
+from ..files import write_atomically
+
+RECIPE = "Base-Own.yaml"
+CONFIG = "train.yaml"  # in the output folder
+SET_ASIDE = 0.2  # share of the images to evaluate on, where the data has no such part
+
+
+class Plain(yaml.SafeDumper):
+    """Writes a value out each time that it is used."""
+
+    def ignore_aliases(self, data) -> bool:
+        return True
+
+
+class Part(NamedTuple):
+    """A loaded data set.
+
+    Attributes:
+        mapping: its entry for DATASETS.REGISTER.
+        records: its dataset dicts.
+        boxes: their number by class name.
+        problems: what is wrong, without being an error.
+    """
+
+    mapping: Mapping
+    records: List[Dict]
+    boxes: Counter
+    problems: List[Problem]
+
+
+def write_own_config(
+    data: str, output: str, model: Optional[str] = None, opts: Sequence[str] = ()
+) -> str:
+    """Find out what a folder has, say it, and write the config that trains on it.
+
+    Args:
+        data: a folder, or an annotation file.
+        output: OUTPUT_DIR of the training; gets ``train.yaml`` and, where images are set aside to
+            evaluate on, ``train.txt`` and ``val.txt``, which name them. A val.txt that is there
+            already is kept.
+        model: a config of the package; None: the recipe's own model.
+        opts: overrides, alternating keys and values.
+
+    Returns:
+        str: the config's path.
+
+    Raises:
+        InputError: the data, the model or an override is wrong.
+    """
+    content = _base(model)
+    load_config(content["_BASE_"], opts)  # errors of the command line
+    folder = Path(output).resolve()
+    layout = find_layout(Path(data).expanduser())
+    train = load_part({"NAME": "own_train", **layout.train})
+    aside = ""
+    if layout.val is None:
+        train, val = _set_aside(train, folder)
+        aside = f", set aside: {folder / 'val.txt'}"
+    else:
+        val = load_part({"NAME": "own_val", **layout.val})
+    train, val, notes = _settle_classes(train, val)
+    content["DATASETS"] = {
+        "REGISTER": [train.mapping, val.mapping],
+        "TRAIN": [train.mapping["NAME"]],
+        "TEST": [val.mapping["NAME"]],
+    }
+    content["OUTPUT_DIR"] = str(folder)
+    for key, value in zip(opts[::2], opts[1::2]):
+        _set(content, key, value)
+        node, _, other = INSTEAD_OF.get(key, "").partition(".")
+        if node and f"{node}.{other}" not in opts:
+            content[node].pop(other, None)
+    text = f"# Written by: ssdlite train {data}\n" + yaml.dump(
+        content, Dumper=Plain, allow_unicode=True, sort_keys=False
+    )
+    _write(folder / CONFIG, text)
+    _describe(data, layout, train, val, aside, notes, folder / CONFIG)
+    return str(folder / CONFIG)
+
+
+def load_part(mapping: Mapping) -> Part:
+    """
+    Raises:
+        InputError: something in the data set is wrong that a training would end at.
+    """
+    entry = Entry.parse(mapping)
+    problems = Problems(entry.name)
+    records = entry.records(problems)
+    names = entry.find_classes()
+    boxes = Counter(names[a["category_id"]] for r in records for a in r["annotations"])
+    found = [p for record in records for p in check_boxes(record) if p.kind != EMPTY]
+    return Part(mapping, records, boxes, problems.found + found)
+
+
+def _base(model: Optional[str]) -> Dict[str, Any]:
+    """What the config stands on: the recipe; for another model, that and the recipe's keys."""
+    if model is None:
+        return {"_BASE_": RECIPE}
+    name = model if model.endswith((".yaml", ".yml")) else f"{model}.yaml"
+    recipe = yaml.safe_load(Path(find_config(RECIPE)).read_text("utf-8"))
+    small = yaml.safe_load(Path(find_config("Base-Small.yaml")).read_text("utf-8"))
+    content: Dict[str, Any] = {}
+    for part in (small, recipe):
+        _merge(content, {k: v for k, v in part.items() if k != "_BASE_"})
+    path = find_config(name)
+    return {"_BASE_": os.path.abspath(path) if os.path.isfile(name) else name, **content}
+
+
+def _merge(content: Dict, more: Dict) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict):
+            _merge(content.setdefault(key, {}), value)
+        else:
+            content[key] = value
+
+
+def _set(content: Dict, key: str, value: Any) -> None:
+    """Set a key such as SOLVER.BASE_LR in nested mappings."""
+    *nodes, last = key.split(".")
+    for node in nodes:
+        content = content.setdefault(node, {})
+    try:
+        value = ast.literal_eval(value)
+    except (ValueError, SyntaxError):  # a text
+        pass
+    content[last] = list(value) if isinstance(value, tuple) else value
+
+
+def _set_aside(whole: Part, folder: Path) -> List[Part]:
+    """A training and an evaluation part of a set, by lists in a folder."""
+    entry = Entry.parse(whole.mapping)
+    names = sorted(map(entry.path_in_root, whole.records))
+    if len(names) < 2:
+        raise InputError(
+            f"{entry.root} has {len(names)} image; some to train on and one to test on are needed"
+        )
+    kept = folder / "val.txt"
+    val = set(kept.read_text("utf-8").split("\n")) & set(names) if kept.is_file() else set()
+    if not 0 < len(val) < len(names):
+        val = set(random.Random(0).sample(names, max(1, round(SET_ASIDE * len(names)))))
+    parts = []
+    for part, chosen in (("train", set(names) - val), ("val", val)):
+        file = folder / f"{part}.txt"
+        _write(file, "\n".join(sorted(chosen)) + "\n")
+        keys = {**whole.mapping, "NAME": f"own_{part}", "LIST": str(file)}
+        parts.append(load_part(keys))
+    return parts
+
+
+def _settle_classes(train: Part, val: Part):
+    """Both parts with the classes that there are boxes of to train on, and what to say of it."""
+    if not train.boxes:
+        raise InputError(f"{train.mapping['ROOT']}: no image to train on has a box")
+    known = list(Entry.parse(train.mapping).find_classes())
+    unused = [name for name in known if not train.boxes[name]]
+    if train.mapping.get("CLASSES"):  # whose places are the numbers in the files
+        classes, keys, unused = known, {}, []
+    else:
+        classes = [name for name in known if train.boxes[name]]
+        keys = {"CLASSES": classes, "OTHER_CLASSES": "drop"}
+    others = [name for name in val.boxes if name not in classes]
+    notes = [f"left out: class {name}, without a box to train on" for name in unused]
+    notes += [
+        f"left out: class {name} of the images to evaluate on"
+        for name in others
+        if name not in unused
+    ]
+    train, val = (part._replace(mapping={**part.mapping, **keys}) for part in (train, val))
+    return train, val, notes
+
+
+def _describe(
+    data: str, layout: Layout, train: Part, val: Part, aside: str, notes: List[str], config: Path
+) -> None:
+    """Print what was understood."""
+    classes = ", ".join(f"{name} {n}" for name, n in train.boxes.most_common(8))
+    more = len(train.boxes) - 8
+    print(
+        f"data      {data}: {layout.kind}"
+        + (f" ({', '.join(sorted(layout.parts))})" if len(layout.parts) > 1 else "")
+    )
+    print(f"train     {_counts(train)}")
+    print(f"evaluate  {_counts(val)}{aside}")
+    print(f"classes   {len(train.boxes)}: {classes}" + (f" and {more} more" if more > 0 else ""))
+    for note in notes[:3]:
+        print(f"          {note}")
+    problems = train.problems + val.problems
+    for kind, count in Counter(problem.kind for problem in problems).items():
+        first = next(problem for problem in problems if problem.kind == kind)
+        print(f"check     {count} {kind}, first {Path(first.file).name}: {first.reason}"[:160])
+    print(f"config    {config}", flush=True)
+
+
+def _counts(part: Part) -> str:
+    empty = sum(not record["annotations"] for record in part.records)
+    name = part.mapping.get("SPLIT") or Path(part.mapping["ROOT"]).name
+    text = f"{len(part.records)} images, {sum(part.boxes.values())} boxes"
+    return f"{text} ({name})" + (f", {empty} images without boxes" if empty else "")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(str(path), lambda out: out.write(text.encode()))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
