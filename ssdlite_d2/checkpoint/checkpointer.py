@@ -71,7 +71,8 @@ class SSDCheckpointer(DetectionCheckpointer):
         if path and alone and not self.path_manager.isfile(path.split("?")[0]):
             raise InputError(f"MODEL.WEIGHTS: no file {path}")
         try:
-            return super().load(path, checkpointables)
+            with self._expecting_new_parts():
+                return super().load(path, checkpointables)
         except OSError as error:
             raise InputError(f"MODEL.WEIGHTS: {path}: {error}") from error
         finally:

@@ -88,11 +88,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     wanted = cfg.MODEL.DEVICE
     finish_config(cfg)
-    if not args.eval_only:
-        set_schedule(cfg, len(load_train_records(cfg)) if cfg.SOLVER.EPOCHS else 0)
     try:
         set_up_logging(cfg.OUTPUT_DIR, getattr(args, "console", logging.DEBUG))
         if not args.eval_only:
+            set_schedule(cfg, len(load_train_records(cfg)) if cfg.SOLVER.EPOCHS else 0)
             claim_folder(cfg, args.resume)
         cfg.freeze()
         default_setup(cfg, args)

@@ -88,10 +88,8 @@ def write_own_config(
         node, _, other = INSTEAD_OF.get(key, "").partition(".")
         if node and f"{node}.{other}" not in opts:
             content[node].pop(other, None)
-    text = f"# Written by: ssdlite train {data}\n" + yaml.dump(
-        content, Dumper=Plain, allow_unicode=True, sort_keys=False
-    )
-    _write(folder / CONFIG, text)
+    text = yaml.dump(content, Dumper=Plain, allow_unicode=True, sort_keys=False)
+    _write(folder / CONFIG, f"# Written by: ssdlite train {data!r}\n{text}")
     _describe(data, layout, train, val, aside, notes, folder / CONFIG)
     return str(folder / CONFIG)
 
@@ -202,7 +200,7 @@ def _describe(
     print(f"classes   {len(train.boxes)}: {classes}" + (f" and {more} more" if more > 0 else ""))
     for note in notes[:3]:
         print(f"          {note}")
-    problems = train.problems + val.problems
+    problems = list(dict.fromkeys(train.problems + val.problems))
     for kind, count in Counter(problem.kind for problem in problems).items():
         first = next(problem for problem in problems if problem.kind == kind)
         print(f"check     {count} {kind}, first {Path(first.file).name}: {first.reason}"[:160])
