@@ -178,7 +178,8 @@ def _expected(value: Any, current: Any) -> str:
         example = f"{reprlib.repr(value)}.0"
     elif isinstance(current, (tuple, list)) and isinstance(value, (str, int, float)):
         value = value.strip("()[] ") if isinstance(value, str) else value
-        example = reprlib.repr(type(current)([value]))
+        alike = len({type(item) for item in (value, *current)}) == 1
+        example = reprlib.repr(type(current)([value] * (len(current) if alike and current else 1)))
     return f"it must be {KINDS[type(current)]} such as {example}"
 
 

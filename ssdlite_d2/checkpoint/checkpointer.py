@@ -197,7 +197,7 @@ class SSDCheckpointer(DetectionCheckpointer):
         if missing and (self._purpose != "start" or len(missing) == len(wanted)):
             raise InputError(
                 f"MODEL.WEIGHTS: {self._path} lacks {len(missing)} of this model's {len(wanted)} "
-                f"tensors, such as {missing[0]}"
+                f"tensors, such as {missing[0]}; give those of a training, such as model_final.pth"
             )
 
     @contextlib.contextmanager

@@ -179,6 +179,12 @@ def check_config(cfg: CfgNode) -> None:
         raise InputError(f"SOLVER.BASE_LR_END is above SOLVER.BASE_LR, {cfg.SOLVER.BASE_LR}")
 
 
+def settle_device(cfg: CfgNode) -> None:
+    """Take the CPU where there is no CUDA."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+
+
 def check_batch(cfg: CfgNode, processes: int) -> None:
     """
     Raises:

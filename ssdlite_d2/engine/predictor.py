@@ -10,6 +10,7 @@ from detectron2.engine import DefaultPredictor
 from ..checkpoint import SSDCheckpointer, identity_of
 from ..errors import InputError
 from ..modeling.inference.fused import for_inference
+from .config_checks import settle_device
 
 
 class SSDPredictor(DefaultPredictor):
@@ -26,6 +27,7 @@ class SSDPredictor(DefaultPredictor):
         """
         cfg = cfg.clone()
         cfg.defrost()
+        settle_device(cfg)
         weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
         super().__init__(cfg)
         SSDCheckpointer(self.model, identity=identity_of(cfg, self.model)).load(weights)

@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 
-import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -16,7 +15,7 @@ from ..config import find_config, load_config
 from ..data.build import load_train_records
 from ..data.datasets import resolve_datasets
 from ..errors import InputError, one_of
-from .config_checks import check_config
+from .config_checks import check_config, settle_device
 from .output_dir import lock_folder, set_aside
 from .solver import set_schedule
 
@@ -30,8 +29,7 @@ def finish_config(cfg: CfgNode) -> None:
     """
     check_architecture(cfg.MODEL.META_ARCHITECTURE)
     check_config(cfg)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    settle_device(cfg)
     resolve_datasets(cfg)
 
 

@@ -2,10 +2,15 @@
 
 import importlib
 import sys
+from pathlib import Path
 from typing import List, NamedTuple
 
 from ..config_file import find_config, known_configs
 from .program import one_line_errors, split_options
+
+PLACES = """ssdlite COMMAND --help tells more. DATA is a folder or an annotation file. MODEL is the
+output folder of a training, a .pth file beside its config.yaml, or a name. --config-file FILE may
+be in the place of both."""
 
 
 class Command(NamedTuple):
@@ -16,12 +21,14 @@ class Command(NamedTuple):
         help: one line.
         before: arguments in front of those of the command line.
         takes: flag that takes further words after MODEL; "": none does.
+        of_data: takes DATA, as ``train`` does, in the place of MODEL.
     """
 
     module: str
     help: str
     before: List[str] = []
     takes: str = ""
+    of_data: bool = False
 
 
 COMMANDS = {
@@ -29,9 +36,9 @@ COMMANDS = {
     "eval": Command("train", "accuracy of a trained MODEL on its test data", ["--eval-only"]),
     "predict": Command("demo", "draw what a MODEL finds in images or a video", [], "--input"),
     "export": Command("export", "make a bundle of a MODEL that runs without PyTorch"),
-    "check": Command("check_data", "what is wrong with images and boxes"),
-    "view": Command("visualize_data", "draw what the network sees in training"),
-    "fit-anchors": Command("fit_anchors", "fit anchor sizes to the data"),
+    "check": Command("check_data", "what is wrong with images and boxes of DATA", of_data=True),
+    "view": Command("visualize_data", "draw what a training on DATA sees", of_data=True),
+    "fit-anchors": Command("fit_anchors", "fit anchor sizes to DATA", of_data=True),
     "benchmark": Command("benchmark.__main__", "measure speed"),
     "convert": Command("convert_checkpoint", "convert public SSD weights"),
     "models": Command("", "list the configs of the package"),
@@ -40,16 +47,7 @@ COMMANDS = {
 
 def usage() -> str:
     lines = [f"  {name:12}{command.help}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: ssdlite COMMAND ...",
-            "",
-            *lines,
-            "",
-            "ssdlite COMMAND --help tells more. Most take --config-file FILE; MODEL in its place",
-            "is the output folder of a training, a .pth file beside its config.yaml, or a name.",
-        ]
-    )
+    return "\n".join(["usage: ssdlite COMMAND ...", "", *lines, "", PLACES])
 
 
 def list_configs() -> None:
@@ -66,6 +64,13 @@ def expand(command: Command, words: List[str]) -> List[str]:
         return words
     if not words or words[0].startswith("-") or command.module.startswith(("benchmark", "convert")):
         return [*command.before, *words]
+    if command.of_data and not Path(words[0], "config.yaml").is_file():
+        from .own_data import write_own_config
+
+        flags, pairs = split_options(words[1:])
+        output = Path("output", Path(words[0]).resolve().stem)
+        config = write_own_config(words[0], str(output), opts=pairs)
+        return ["--config-file", config, *flags, *pairs]
     from ..loading import find_model
 
     model = find_model(words[0])

@@ -200,10 +200,18 @@ def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
         yield frame
 
 
+def has_display() -> bool:
+    """Whether a window can be shown; without a display OpenCV ends the program."""
+    on_linux = sys.platform.startswith("linux")
+    return not on_linux or bool(os.getenv("DISPLAY") or os.getenv("WAYLAND_DISPLAY"))
+
+
 def run(args: argparse.Namespace) -> int:
     """Returns the exit status: 1 when an image could not be read."""
     if args.webcam and args.output:
         raise InputError("--webcam shows a window; --output is for images and video files")
+    if not args.output and not has_display():
+        raise InputError("there is no display to show a window on; give --output, a folder or file")
     if args.batch_size < 1:
         raise InputError(f"--batch-size is {args.batch_size}; 1 is the least")
     cfg = load_config(args.config_file, args.opts)

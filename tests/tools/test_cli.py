@@ -1,5 +1,8 @@
 """The program ``ssdlite`` as its users run it."""
 
+import json
+import shutil
+
 import cv2
 import pytest
 import torch
@@ -98,10 +101,37 @@ def test_commands_take_an_output_folder(trained, tmp_path):
         model.predict("no.jpg")
 
 
+def written(folder):
+    """Files with a mistake each."""
+    coco = "{NAME: c, FORMAT: coco, JSON: gone.json, IMAGES: .}"
+    texts = {
+        "tab": "MODEL:\n\tSSD: {}\n",
+        "lost": "_BASE_: ssdlite_mnv.yaml\n",
+        "bare": "SOLVER: {BASE_LR: 0.1}\n",
+        "coco": f"_BASE_: Base-Own.yaml\nDATASETS: {{REGISTER: [{coco}], TRAIN: [c], TEST: [c]}}\n",
+    }
+    files = {name: folder / f"{name}.yaml" for name in texts}
+    for name, text in texts.items():
+        files[name].write_text(text)
+    shutil.copy(IMAGE, folder / "a.jpg")
+    boxes = [[300 + i, 300 + i, 600, 450] for i in range(6)]
+    ids = {"image_id": 1, "category_id": 1}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 480, "width": 640}],
+        "annotations": [{"id": i + 1, "bbox": box, **ids} for i, box in enumerate(boxes)],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    files["corners"] = folder / "corners.json"
+    files["corners"].write_text(json.dumps(content))
+    return files
+
+
 def test_mistakes_are_one_line(trained, tmp_path):
     folder, _ = trained
     (tmp_path / "empty").mkdir()
     torch.save({"model": {}}, tmp_path / "alone.pth")
+    files = written(tmp_path)
+    one_image = ["SOLVER.IMS_PER_BATCH", 1, "OUTPUT_DIR", tmp_path / "one"]
     config = ["--config-file", folder / "train.yaml"]
     cases = [
         (["trian", BCCD], ["the commands are train, eval"]),
@@ -116,8 +146,25 @@ def test_mistakes_are_one_line(trained, tmp_path):
         (["eval", tmp_path / "alone.pth"], ["no config.yaml"]),
         (["train", BCCD, "SOLVER.EPOCHS=3"], ["write SOLVER.EPOCHS 3"]),
         (["train", *config, "SOLVER.EPOCHS", -1.0], ["SOLVER.EPOCHS is -1.0"]),
+        (["train", *config, "SOLVER.MAX_ITER", 0], ["SOLVER.MAX_ITER is 0"]),
+        (["train", *config, "MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu'; it is cpu, cuda"]),
+        (["train", *config, "INPUT.SIZE", 320], ["a tuple such as (320, 320)"]),
+        (["train", *config, "DATASETS.TRAIN", "own_train"], ["such as ('own_train',)"]),
+        (["train", *config, "SOLVER.BASE_LRS", 1.0], ["did you mean SOLVER.BASE_LR"]),
+        (["train", "--config-file", files["tab"]], ["tab.yaml, line 2: a tab"]),
+        (["train", "--config-file", files["lost"]], ["lost.yaml: _BASE_ ssdlite_mnv.yaml is not"]),
+        (["train", "--config-file", files["bare"]], ["_BASE_: ssdlite_mnv2.yaml"]),
+        (["train", *config, *one_image], ["batch norm gets 1 image"]),
+        (["train", files["corners"]], ["COCO's bbox is [x, y, width, height]"]),
+        (["train", "--config-file", files["coco"]], ["gone.json", "DETECTRON2_DATASETS"]),
+        (["eval", *config], ["give those of a training, such as model_final.pth"]),
+        (["export", *config, "--format", "onnx", "--output", "x"], ["give those of a training"]),
+        (["predict", *config, "--input", IMAGE, "--output", "x"], ["give those of a training"]),
+        (["predict", folder, IMAGE], ["there is no display", "--output"]),
+        (["check", tmp_path / "empty"], ["no annotations of a known format"]),
     ]
-    codes = exits("ssdlite_d2", *(case for case, _ in cases), cwd=tmp_path, PYTHONPATH=ROOT)
+    commands = [case for case, _ in cases]
+    codes = exits("ssdlite_d2", *commands, cwd=tmp_path, PYTHONPATH=ROOT, DISPLAY="")
     for code, (_, words) in zip(codes, cases):
         assert_error(code, *words)
 

@@ -17,6 +17,7 @@ from .annotations import BAD_ANNOTATION, ODD_ID, ClassIds, Problems, box_problem
 from .entry import Entry
 
 LARGEST = 2**16  # side of an image, pixels
+FEWEST = 5  # boxes from which their meaning is judged
 SHOWN = 100  # characters of a wrong part of the file
 
 
@@ -80,6 +81,8 @@ class CocoEntry(Entry):
                     "annotations": [a for a in objects if a is not None],
                 }
             )
+        if reason := _corners_given(dicts):
+            problems.add(BAD_ANNOTATION, json_file, reason)
         for image_id, annotations in by_image.items():
             problems.add(
                 BAD_ANNOTATION,
@@ -120,7 +123,10 @@ def _read_json(name: str, path: str) -> Dict[str, Any]:
             hash((a.get("image_id"), a.get("category_id")))
         return content
     except OSError as error:
-        raise InputError(f"data set '{name}': {path}: {error.strerror}") from error
+        raise InputError(
+            f"data set '{name}': {path}: {error.strerror} (ROOT is relative to the environment "
+            "variable DETECTRON2_DATASETS, JSON to ROOT)"
+        ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"data set '{name}': {path} is no COCO file of objects "
@@ -138,6 +144,24 @@ def _image_problem(image: Dict[str, Any]) -> Optional[str]:
     if not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
         return f"an image's width and height are no numbers of pixels (1 to {LARGEST})"
     return None
+
+
+def _corners_given(records: List[Dict[str, Any]]) -> str:
+    """In words, that boxes are [x0, y0, x1, y1]; "" when they are COCO's [x, y, width, height].
+
+    As corners all of them are in order and inside their images, and as sizes most reach beyond.
+    """
+    rows = [
+        (*a["bbox"], r["width"] + 1, r["height"] + 1) for r in records for a in r["annotations"]
+    ]
+    beyond = sum(x + w > right or y + h > bottom for x, y, w, h, right, bottom in rows)
+    corners = all(x < w <= right and y < h <= bottom for x, y, w, h, right, bottom in rows)
+    if len(rows) < FEWEST or not corners or 2 * beyond < len(rows):
+        return ""
+    return (
+        f"{beyond} of {len(rows)} boxes reach beyond their images, and all fit as [x0, y0, x1, "
+        "y1]: COCO's bbox is [x, y, width, height]"
+    )
 
 
 def _odd_ids(annotations: List[Dict[str, Any]]) -> str:
