@@ -39,10 +39,9 @@ def get_config_file(name: str) -> str:
     for path in (folder / name for folder in FOLDERS):
         if path.is_file():
             return str(path)
-    near = difflib.get_close_matches(name, known_configs(), n=5, cutoff=0)
-    raise InputError(
-        f"no config '{name}'; of {len(known_configs())} in the package the nearest are {', '.join(near)}"
-    )
+    known = known_configs()
+    near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0))
+    raise InputError(f"no config '{name}'; of {len(known)} in the package the nearest are {near}")
 
 
 def known_configs() -> List[str]:

@@ -45,6 +45,17 @@ def test_names_are_found_in_the_package():
         get_config_file("mnv2.yaml")
 
 
+def test_of_two_units_the_one_set_last_holds(tmp_path):
+    solver = load_config("Base-Own.yaml").SOLVER
+    assert solver.EPOCHS > 0
+    cfg = load_config("Base-Own.yaml", ["SOLVER.MAX_ITER", 40, "TEST.EVAL_PERIOD", 20])
+    assert (cfg.SOLVER.EPOCHS, cfg.TEST.EVALUATIONS, cfg.TEST.EVAL_PERIOD) == (0.0, 0, 20)
+    (tmp_path / "mine.yaml").write_text("_BASE_: Base-Own.yaml\nSOLVER: {MAX_ITER: 40}\n")
+    cfg = load_config(str(tmp_path / "mine.yaml"), ["TEST.EVALUATIONS", 4])
+    assert (cfg.SOLVER.EPOCHS, cfg.TEST.EVALUATIONS) == (0.0, 4)
+    assert load_config(str(tmp_path / "mine.yaml"), ["SOLVER.EPOCHS", 2.0]).SOLVER.EPOCHS == 2
+
+
 def test_overrides_come_last():
     assert load_config("ssdlite_mnv2.yaml", ["SOLVER.MAX_ITER", 3]).SOLVER.MAX_ITER == 3
     with pytest.raises(InputError, match="the command line: .*MODEL.SSD.X"):

@@ -42,6 +42,12 @@ def test_configs_come_along(installed):
     assert {str(p.relative_to(folder)) for p in folder.rglob("*.yaml")} == ours
 
 
+def test_program_runs(installed):
+    program = installed / "bin" / "ssdlite"
+    done = python(installed, program, "models")
+    assert done.returncode == 0 and "Base-Own.yaml" in done.stdout, done.stderr
+
+
 def test_demo_runs(installed):
     done = python(installed, "-m", "ssdlite_d2.tools.demo", "--help")
     assert done.returncode == 0, done.stderr

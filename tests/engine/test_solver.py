@@ -7,7 +7,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
 from ssdlite_d2 import InputError
-from ssdlite_d2.engine.solver import amp_dtype, build_optimizer
+from ssdlite_d2.engine.solver import amp_dtype, build_optimizer, set_schedule
 
 
 def built(*opts, config="ssdlite_mnv2.yaml"):
@@ -24,6 +24,27 @@ def options_of(model, optimizer):
         for name, p in model.named_parameters()
         if id(p) in groups
     }
+
+
+def test_length_follows_the_number_of_images():
+    keys = ["SOLVER.EPOCHS", 10.0, "TEST.EVALUATIONS", 10, "SOLVER.IMS_PER_BATCH", 16]
+    keys += ["SOLVER.WARMUP_ITERS", 100, "SOLVER.CHECKPOINT_PERIOD", 5000]
+    for images, iterations, tenth, warmup in (
+        (292, 183, 19, 19),
+        (30, 19, 2, 2),
+        (5000, 3125, 313, 100),
+    ):
+        cfg = bare_config(3, *keys)
+        set_schedule(cfg, images)
+        assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS) == (iterations, warmup)
+        assert cfg.TEST.EVAL_PERIOD == cfg.SOLVER.CHECKPOINT_PERIOD == tenth
+        saved = cfg.clone()
+        set_schedule(cfg, 7)  # a saved config keeps its iterations
+        assert cfg == saved
+    cfg = bare_config(3)
+    before = cfg.clone()
+    set_schedule(cfg, 292)
+    assert cfg == before
 
 
 def test_norms_biases_and_trunk_are_set_apart():

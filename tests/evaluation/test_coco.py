@@ -43,3 +43,17 @@ def test_faster_coco_eval_gives_the_same_numbers(detections, tmp_path, monkeypat
     assert set(fast) == set(slow) >= {"AP", "AP50", *(f"AP-{name}" for name in CLASSES)}
     assert fast == pytest.approx(slow, abs=1e-9, nan_ok=True)
     assert 1 < fast["AP"] < 99
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_model_that_finds_nothing_has_an_ap_of_zero(
+    detections, tmp_path, monkeypatch, fast, caplog
+):
+    if not fast:
+        monkeypatch.setattr(coco, "faster_coco_eval", None)
+    nothing = [(record, {"instances": output["instances"][:0]}) for record, output in detections]
+    with caplog.at_level("WARNING", logger="ssdlite_d2"):
+        found = evaluated(tmp_path, nothing)
+    assert found["AP"] == found["AP50"] == found["AP-RBC"] == 0.0
+    assert "found nothing, so AP is 0.0" in caplog.text
+    assert (tmp_path / "coco_instances_results.json").read_text() == "[]"
