@@ -328,7 +328,8 @@ def add_ssd_config(cfg: CN) -> None:
 
     # Evaluations in the course of a training, in the place of EVAL_PERIOD; 0: EVAL_PERIOD. Of the
     # two, the one that is set last holds. With it, SOLVER.CHECKPOINT_PERIOD is no longer than the
-    # time between two, and SOLVER.WARMUP_ITERS no longer than a tenth of the run.
+    # time between two, SOLVER.WARMUP_ITERS than a tenth of the run, and ASSIGNER.WARMUP_ITERS than
+    # a third.
     _C.TEST.EVALUATIONS = 0
     # Images that each process runs through the network at once in evaluation.
     _C.TEST.IMS_PER_BATCH = 8

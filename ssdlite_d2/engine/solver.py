@@ -30,6 +30,8 @@ def set_schedule(cfg: CfgNode, images: int) -> None:
         test.EVAL_PERIOD = math.ceil(solver.MAX_ITER / test.EVALUATIONS)
         solver.CHECKPOINT_PERIOD = min(solver.CHECKPOINT_PERIOD, test.EVAL_PERIOD)
         solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, math.ceil(solver.MAX_ITER / 10))
+        assigner = cfg.MODEL.SSD.ASSIGNER
+        assigner.WARMUP_ITERS = min(assigner.WARMUP_ITERS, math.ceil(solver.MAX_ITER / 3))
     solver.EPOCHS, test.EVALUATIONS = 0.0, 0
 
 

@@ -119,6 +119,8 @@ def _base(model: Optional[str]) -> Dict[str, Any]:
     for part in (small, recipe):
         _merge(content, {k: v for k, v in part.items() if k != "_BASE_"})
     path = find_config(name)
+    if load_config(path).SOLVER.OPTIMIZER != "SGD":  # which the recipe's learning rate is for
+        del content["SOLVER"]["BASE_LR"]
     return {"_BASE_": os.path.abspath(path) if os.path.isfile(name) else name, **content}
 
 

@@ -13,6 +13,7 @@ from detectron2.structures import BoxMode
 from ssdlite_d2 import InputError, load_config
 from ssdlite_d2.data import resolve_datasets
 from ssdlite_d2.data.datasets.entry import Entry
+from ssdlite_d2.engine.solver import set_schedule
 from ssdlite_d2.tools.own_data import write_own_config
 
 pytestmark = pytest.mark.usefixtures("clean_catalog")
@@ -203,7 +204,11 @@ def test_overrides_and_models_are_in_the_config(records, tmp_path):
     assert cfg.MODEL.BACKBONE.NAME == "build_ssd_mobilenetv3_backbone"
     assert cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
     assert cfg.SOLVER.EPOCHS > 0 and cfg.MODEL.EMA.ENABLED and cfg.DATASETS.TRAIN == ("own_train",)
-    assert cfg.OUTPUT_DIR == str(tmp_path / "b")
+    assert cfg.OUTPUT_DIR == str(tmp_path / "b") and cfg.SOLVER.BASE_LR == 0.03
+    cfg = load_config(write_own_config(str(data), str(tmp_path / "b"), "modern/ssdlite_pan_mnv2"))
+    assert cfg.SOLVER.OPTIMIZER == "AdamW" and cfg.SOLVER.BASE_LR == 0.001
+    set_schedule(cfg, 292)
+    assert cfg.MODEL.SSD.ASSIGNER.WARMUP_ITERS == 609 == cfg.SOLVER.MAX_ITER // 3 + 1
 
 
 def test_what_is_no_data_is_named(records, tmp_path):
