@@ -211,7 +211,7 @@ def _describe(
 
 def _counts(part: Part) -> str:
     empty = sum(not record["annotations"] for record in part.records)
-    name = part.mapping.get("SPLIT") or Path(part.mapping["ROOT"]).name
+    name = part.mapping.get("SPLIT") or Path(part.mapping.get("JSON") or part.mapping["ROOT"]).name
     text = f"{len(part.records)} images, {sum(part.boxes.values())} boxes"
     return f"{text} ({name})" + (f", {empty} images without boxes" if empty else "")
 
