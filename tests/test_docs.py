@@ -221,6 +221,7 @@ def test_changelog_has_every_renamed_key():
 
 FLOORS = [
     {"tools"},
+    {"loading"},
     {"engine", "export", "diagnostics"},
     {"checkpoint", "evaluation"},
     {"modeling", "data"},
@@ -232,7 +233,7 @@ def test_imports_go_down():
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
     for file in (ROOT / "ssdlite_d2").rglob("*.py"):
         own = file.relative_to(ROOT / "ssdlite_d2").parts
-        if own == ("__init__.py",) or "bundled" in own:
+        if own[0] in ("__init__.py", "__main__.py") or "bundled" in own:
             continue
         here = own[0].removesuffix(".py")
         for node in ast.walk(ast.parse(file.read_text())):
