@@ -189,7 +189,8 @@ def add_ssd_config(cfg: CN) -> None:
     _C.MODEL.SSD.POSTPROCESS.SCORE_THRESH = 0.05
     _C.MODEL.SSD.POSTPROCESS.NMS_THRESH = 0.5
     _C.MODEL.SSD.POSTPROCESS.TOPK_CANDIDATES = 2000
-    # The same for each class; 0 is no limit.
+    # The same for each class, as torchvision has it; 0 is no limit. (TensorFlow limits the classes
+    # of the result.)
     _C.MODEL.SSD.POSTPROCESS.TOPK_PER_CLASS = 0
     # Clip boxes to the image before suppression, as torchvision does, and not only after it.
     _C.MODEL.SSD.POSTPROCESS.CLIP_BEFORE_NMS = False

