@@ -60,7 +60,6 @@ def found(cache, wheel):
 
 
 def test_two_programs_convert_at_once(found):
-    state = torch.get_rng_state()
     with ThreadPoolExecutor(2) as pool:
         paths = list(pool.map(PathManager.get_local_path, [NAME, NAME]))
     assert len(set(paths)) == 1 and PathManager.isfile(NAME)
@@ -70,7 +69,6 @@ def test_two_programs_convert_at_once(found):
     assert len(list(found.iterdir())) == 2  # the wheel and one result
     (found / PERSON.file.wheel).unlink()
     assert PathManager.get_local_path(NAME) == paths[0]
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_an_installed_package_comes_first(cache, wheel, tmp_path, monkeypatch):
@@ -80,7 +78,9 @@ def test_an_installed_package_comes_first(cache, wheel, tmp_path, monkeypatch):
     spec.submodule_search_locations.append(str((tmp_path / PERSON.file.member).parent))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     (cache / PERSON.file.wheel).write_bytes(b"not read")
+    state = torch.get_rng_state()
     assert PathManager.isfile(NAME)
+    assert torch.equal(torch.get_rng_state(), state)  # a first run draws what later ones do
 
 
 def test_errors_say_what_to_do(cache, wheel, monkeypatch):
