@@ -1,5 +1,6 @@
 # make setup   an environment in .venv
-# make demo    trains, evaluates and draws on aerial images of trees
+# make detect  boxes people in a photograph, without training
+# make demo    the same, then trains, evaluates and draws on aerial images of trees
 # make test    lint and tests
 # make fuzz    damaged data sets and configs; COUNT=2000 SEED=0
 # make docs    the site, in build/site; broken links are errors
@@ -17,7 +18,7 @@ pip := $(python) -m pip --disable-pip-version-check
 config := configs/ssdlite_mnv2_neon_trees.yaml
 output := output/ssdlite_mnv2_neon_trees
 
-.PHONY: setup demo test fuzz docs dist lint clean
+.PHONY: setup detect demo test fuzz docs dist lint clean
 
 setup: .venv/ready
 
@@ -44,7 +45,14 @@ detectron2-official:
 	$(pip) install wheel ninja
 	$(pip) install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'
 
-demo: $(output)/model_final.pth
+# Boxes people with weights that others have trained. The photograph comes with matplotlib (Grace
+# Hopper, by the US Navy, in the public domain).
+photo := import matplotlib; print(matplotlib.get_data_path() + "/sample_data/grace_hopper.jpg")
+detect: .venv/ready
+	$(python) -m ssdlite_d2.tools.demo --config-file configs/tf/ssdlite_mobilenet_v2_person.yaml \
+	  --input "$$($(python) -c '$(photo)')" --output output/people
+
+demo: detect $(output)/model_final.pth
 	$(python) train_net.py --config-file $(config) --eval-only MODEL.WEIGHTS $<
 	$(python) -m ssdlite_d2.tools.visualize_results --config-file $(config) \
 	  --output $(output)/drawn --confidence-threshold 0.2 --opts MODEL.WEIGHTS $<

@@ -1,7 +1,7 @@
 """SSD and SSDLite object detectors for Detectron2.
 
-Importing the package adds its models, anchor generator, backbones and the ``torchvision://``
-weights to Detectron2's registries; nothing of Detectron2 is replaced.
+Importing the package adds its models, anchor generator, backbones and the addresses of weights
+(``torchvision://``, ``zoo://``) to Detectron2's registries; nothing of Detectron2 is replaced.
 
     cfg = get_cfg()
     add_ssd_config(cfg)
@@ -10,7 +10,7 @@ weights to Detectron2's registries; nothing of Detectron2 is replaced.
 A trained model finds named boxes in three lines:
 
     import ssdlite_d2
-    model = ssdlite_d2.load("output/mine")
+    model = ssdlite_d2.load("output/mine")  # or weights of others, "tf_person"
     found = model.predict("image.jpg", score_threshold=0.5)  # pred_boxes, scores, class_names
 """
 
@@ -37,8 +37,8 @@ __version__ = "0.1.0"
 __all__ = ["InputError", "add_ssd_config", "get_config_file", "load", "load_config"]
 
 
-def load(model):
+def load(model, *opts):
     """A trained model, with ``predict(image)``; see ``ssdlite_d2.loading.load``."""
     from .loading import load as load_model  # the engine, which few programs need
 
-    return load_model(model)
+    return load_model(model, *opts)

@@ -189,7 +189,8 @@ def add_ssd_config(cfg: CN) -> None:
     _C.MODEL.SSD.POSTPROCESS.SCORE_THRESH = 0.05
     _C.MODEL.SSD.POSTPROCESS.NMS_THRESH = 0.5
     _C.MODEL.SSD.POSTPROCESS.TOPK_CANDIDATES = 2000
-    # The same for each class; 0 is no limit.
+    # The same for each class, as torchvision has it; 0 is no limit. (TensorFlow limits the classes
+    # of the result.)
     _C.MODEL.SSD.POSTPROCESS.TOPK_PER_CLASS = 0
     # Clip boxes to the image before suppression, as torchvision does, and not only after it.
     _C.MODEL.SSD.POSTPROCESS.CLIP_BEFORE_NMS = False
@@ -219,6 +220,9 @@ def add_ssd_config(cfg: CN) -> None:
 
     # Network input (height, width) in pixels. Images are stretched to it.
     _C.INPUT.SIZE = (320, 320)
+    # How, bilinear both: "half_pixel", by the centres of pixels, as OpenCV and PyTorch resize;
+    # "asymmetric", by their corners, as TensorFlow 1 does.
+    _C.INPUT.RESIZE = "half_pixel"
 
     # Draw a training image's transforms first, then decode and resample no more than they leave.
     # False: one transform after the other, as the paper tells it; boxes are the same.

@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 
-from .checkpoint import numbered_checkpoints
+from .checkpoint import ZOO, numbered_checkpoints
 from .config import load_config
 from .data.reader import read_image
 from .engine import build_predictor, finish_config
@@ -28,15 +28,16 @@ class ModelFiles(NamedTuple):
 
 
 def resolve(name: str) -> Optional[ModelFiles]:
-    """The files of a model that is known by a name; None when there is none of that name."""
-    return None
+    """The files of weights that others have trained; None when there are none of that name."""
+    weights = ZOO.get(name.removeprefix("zoo://"))
+    return weights and ModelFiles(weights.config, f"zoo://{name.removeprefix('zoo://')}")
 
 
 def find_model(place: str) -> ModelFiles:
     """
     Args:
         place: the output folder of a training, a ``.pth`` file beside its ``config.yaml``, or a
-            name that ``resolve`` knows.
+            name in ``checkpoint.ZOO``.
 
     Raises:
         InputError: there is no trained model.
@@ -45,7 +46,9 @@ def find_model(place: str) -> ModelFiles:
     if not path.exists():
         found = resolve(place)
         if found is None:
-            raise InputError(f"no model {place}: there is no such folder or file, and no such name")
+            raise InputError(
+                f"no model {place}: there is no such folder or file; names are {', '.join(ZOO)}"
+            )
         return found
     if (path / "model.json").is_file():
         raise InputError(f"{place} is an exported bundle, which its own predict.py runs")
@@ -117,7 +120,7 @@ class TrainedModel:
         """
         Args:
             images: a path, or a BGR array of uint8 (h, w, 3) as OpenCV reads it; or a list.
-            score_threshold: smallest score; None: that of the model's config
+            score_threshold: detections have a score above; None: above that of the model's config
                 (MODEL.SSD.POSTPROCESS.SCORE_THRESH), below which it gives nothing.
 
         Returns:
@@ -133,15 +136,16 @@ class TrainedModel:
         for array, instances in zip(arrays, self._detect(arrays) if arrays else []):
             detections = Detections(array, self.classes, **instances.to("cpu").get_fields())
             smallest = score_threshold or 0.0
-            found.append(detections[detections.scores >= smallest])
+            found.append(detections[detections.scores > smallest])
         return found
 
 
-def load(model: Union[str, "os.PathLike[str]"]) -> TrainedModel:
+def load(model: Union[str, "os.PathLike[str]"], *opts: Any) -> TrainedModel:
     """A trained model.
 
     Args:
         model: what ``find_model`` takes, or the folder of an exported bundle.
+        opts: alternating config keys and values, such as ``"MODEL.DEVICE", "cuda"``.
 
     Raises:
         InputError: there is no trained model, or it is damaged.
@@ -149,7 +153,7 @@ def load(model: Union[str, "os.PathLike[str]"]) -> TrainedModel:
     if Path(model, "model.json").is_file():
         return _load_bundle(Path(model))
     files = find_model(str(model))
-    cfg = load_config(files.config, ["MODEL.WEIGHTS", files.weights])
+    cfg = load_config(files.config, ["MODEL.WEIGHTS", files.weights, *opts])
     finish_config(cfg)
     predictor = build_predictor(cfg)
 

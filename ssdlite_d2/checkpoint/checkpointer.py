@@ -236,12 +236,15 @@ class SSDCheckpointer(DetectionCheckpointer):
             return incompatible
         name, there, here = wrong[0]
         if all(key.startswith("head.") for key, *_ in wrong):
-            if self.reinit_head and self._purpose == "start":
+            may_start = self.reinit_head or self._path.startswith("zoo://")
+            if may_start and self._purpose == "start":
                 self.logger.warning(
                     f"Predictors newly initialised: {len(wrong)} tensors of {self._path} have "
                     f"another shape, {name} {there} where the model has {here}"
                 )
-                return incompatible._replace(incorrect_shapes=[])
+                names = {key for key, *_ in wrong}
+                missing = [key for key in incompatible.missing_keys if key not in names]
+                return incompatible._replace(incorrect_shapes=[], missing_keys=missing)
             if name.startswith("head.cls_score") and there[1] == here[1] > 1:  # no depthwise
                 raise InputError(
                     f"MODEL.WEIGHTS: {self._path} is for {self._classes(there)} classes, the model "

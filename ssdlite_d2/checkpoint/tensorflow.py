@@ -1,4 +1,4 @@
-"""Names of TensorFlow's Object Detection API: ssdlite_mobilenet_v2_coco_2018_05_09."""
+"""Names of TensorFlow's Object Detection API: SSDLite with MobileNetV2, as of 2018."""
 
 import re
 from typing import Dict, Optional, Tuple
@@ -24,7 +24,8 @@ TRAINING = r"global_step|.*/(Momentum|RMSProp|Adam|ExponentialMovingAverage)(_\d
 def convert_tensorflow(state: State, model: nn.Module) -> Tuple[State, Dict[str, str]]:
     """See ``convert``. Kernels turn from HWIO to OIHW, box codes from (y, x, h, w) to (x, y, w, h).
 
-    The scores are sigmoids of the 90 ids of COCO behind a background that they do not need.
+    The scores are sigmoids of the classes behind a background that they do not need; of COCO's 80
+    classes there are 90 columns, as many as its ids go.
     """
     converted, dropped = {}, {}
     for name, value in state.items():
@@ -40,15 +41,26 @@ def convert_tensorflow(state: State, model: nn.Module) -> Tuple[State, Dict[str,
         elif name.endswith("weights"):
             value = value.permute(3, 2, 0, 1)
         if "/ClassPredictor/" in name:
-            value = take_columns(value, 91, COCO_COLUMNS)
-            dropped[f"{name}, background and unused ids"] = "no class of COCO's 80"
-        elif "/BoxEncodingPredictor/" in name:
+            value = _class_rows(name, value, ours, model, dropped)
+        elif "/BoxEncodingPredictor/" in name and len(value) % 4 == 0:
             value = take_columns(value, 4, (1, 0, 3, 2))
         converted[ours] = value.contiguous()
     for name in model.state_dict():  # the depthwise bias that TensorFlow has not
         if name not in converted and re.fullmatch(r"head\.\w+\.\d+\.0\.bias", name):
             converted[name] = torch.zeros_like(model.state_dict()[name])
     return converted, dropped
+
+
+def _class_rows(name: str, value: Tensor, ours: str, model: nn.Module, dropped: Dict) -> Tensor:
+    """The rows of the model's K classes; those of another number of classes as they are."""
+    anchors = len(model.state_dict().get(ours, ())) // model.num_classes
+    if model.num_classes == 80 and len(value) == 91 * anchors:
+        dropped[f"{name}, background and unused ids"] = "no class of COCO's 80"
+        return take_columns(value, 91, COCO_COLUMNS)
+    if len(value) == (model.num_classes + 1) * anchors:
+        dropped[f"{name}, background"] = "no class"
+        return take_columns(value, model.num_classes + 1, range(1, model.num_classes + 1))
+    return value
 
 
 def is_variable(name: str) -> bool:

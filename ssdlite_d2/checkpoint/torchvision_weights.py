@@ -71,10 +71,10 @@ class TorchvisionHandler(FileHandler):
         if spec is not None:
             for folder in spec.submodule_search_locations:
                 yield Path(folder, "weights", name)
-        yield _cache() / name
+        yield cache_folder() / name
 
     def _download(self, name: str, digits: str) -> Path:
-        target = _cache() / name
+        target = cache_folder() / name
         target.parent.mkdir(parents=True, exist_ok=True)
         logger.info(f"Downloading {self.URL + name} to {target}")
         try:
@@ -87,7 +87,8 @@ class TorchvisionHandler(FileHandler):
         return target
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where torch.hub keeps its files."""
     return Path(torch.hub.get_dir(), "checkpoints")
 
 

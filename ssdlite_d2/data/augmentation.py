@@ -219,16 +219,18 @@ class RandomScaleJitter(Augmentation):
 class Resize(Augmentation):
     """Stretch to one size; see ``ResizeTransform``."""
 
-    def __init__(self, size: Tuple[int, int]):
+    def __init__(self, size: Tuple[int, int], half_pixel: bool = True):
         """
         Args:
             size: (height, width) in pixels.
+            half_pixel: as ResizeTransform has it.
         """
         super().__init__()
         self.size = tuple(size)
+        self.half_pixel = half_pixel
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        return ResizeTransform(image.shape[:2], self.size)
+        return ResizeTransform(image.shape[:2], self.size, self.half_pixel)
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> List[Augmentation]:
@@ -260,7 +262,7 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> List[Augmentation]:
         augmentations.append(
             RandomIoUCrop(crop.MIN_IOUS, crop.SCALE, crop.ASPECT_RATIO, crop.TRIALS)
         )
-    augmentations.append(Resize(node.SIZE))
+    augmentations.append(Resize(node.SIZE, node.RESIZE == "half_pixel"))
     for way in FLIPS[one_of("INPUT.RANDOM_FLIP", node.RANDOM_FLIP, FLIPS)]:
         ways = {"horizontal": False, "vertical": False, way: True}
         augmentations.append(RandomFlip(node.FLIP_PROB, **ways))

@@ -102,4 +102,5 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
 
 def build_collator(cfg: CfgNode) -> Callable[[List[Dict]], Batch]:
     """What makes a batch of samples."""
-    return MultiScale(cfg.INPUT.MULTI_SCALE) if cfg.INPUT.MULTI_SCALE else Batch
+    half_pixel = cfg.INPUT.RESIZE == "half_pixel"
+    return MultiScale(cfg.INPUT.MULTI_SCALE, half_pixel) if cfg.INPUT.MULTI_SCALE else Batch

@@ -83,18 +83,20 @@ def _unpack(pixels: Union[Tensor, np.ndarray], packed: List[Tuple]) -> List[Dict
 class MultiScale:
     """Collates a training batch to one of several sizes, drawn for every batch."""
 
-    def __init__(self, sizes: Sequence[Tuple[int, int]]):
+    def __init__(self, sizes: Sequence[Tuple[int, int]], half_pixel: bool = True):
         """
         Args:
             sizes: of (height, width) in pixels.
+            half_pixel: as ResizeTransform has it.
         """
         self.sizes = [tuple(size) for size in sizes]
+        self.half_pixel = half_pixel
 
     def __call__(self, batch: List[Dict]) -> Batch:
         size = self.sizes[np.random.randint(len(self.sizes))]
         for sample in batch:
             image, truth = sample["image"].permute(1, 2, 0).numpy(), sample["instances"]
-            transform = ResizeTransform(image.shape[:2], size)
+            transform = ResizeTransform(image.shape[:2], size, self.half_pixel)
             sample["image"] = torch.from_numpy(transform.apply_image(image)).permute(2, 0, 1)
             boxes = Boxes(torch.from_numpy(transform.apply_box(truth.gt_boxes.tensor.numpy())))
             sample["instances"] = Instances(size, gt_boxes=boxes, gt_classes=truth.gt_classes)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from detectron2.data import transforms as T
 
-from .transforms import ExpandTransform, PhotometricTransform, ResizeTransform
+from .transforms import ExpandTransform, PhotometricTransform, ResizeTransform, warp
 
 
 class Axis(NamedTuple):
@@ -34,6 +34,7 @@ class Rendering(NamedTuple):
     fill: Sequence[float] = (0.0, 0.0, 0.0)  # colour where the image is not
     colours: Tuple[PhotometricTransform, ...] = ()
     flips: Tuple[bool, bool] = (False, False)  # horizontally, vertically; last of all
+    half_pixel: bool = True  # how it is resampled; see ResizeTransform
 
     def then(self, transform: T.Transform) -> "Rendering":
         """The same with one more transform.
@@ -93,19 +94,18 @@ class Rendering(NamedTuple):
         x0, y0, x1, y1 = map(round, edges)
         is_whole = max(abs(n - edge) for n, edge in zip((x0, y0, x1, y1), edges)) < 1e-6
         if is_whole and x0 >= 0 and y0 >= 0 and x1 <= image.shape[1] and y1 <= image.shape[0]:
-            return cv2.resize(image[y0:y1, x0:x1], (width, height))
-        scales = self.x.step / reduction, self.y.step / reduction
-        # pixel i has its centre at i + 1/2
-        matrix = np.array(
-            [
-                [scales[0], 0, edges[0] + scales[0] / 2 - 0.5],
-                [0, scales[1], edges[1] + scales[1] / 2 - 0.5],
-            ]
+            image, edges = image[y0:y1, x0:x1], [0.0, 0.0]
+            if self.half_pixel:
+                return cv2.resize(image, (width, height))
+        steps = self.x.step / reduction, self.y.step / reduction
+        # Pixel i has its centre at i + 1/2 and shows that place; else it shows the place of the
+        # source's pixel i * step.
+        x, y = (
+            edge + (step if self.half_pixel else 1 / reduction) / 2 - 0.5
+            for edge, step in zip(edges, steps)
         )
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(
-            image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
-        )
+        matrix = np.array([[steps[0], 0, x], [0, steps[1], y]])
+        return warp(image, matrix, (height, width))
 
 
 def _seen(axis: Axis, source: int, size: int) -> Tuple[int, int]:
@@ -149,6 +149,7 @@ def _then_resize(rendering: Rendering, resize: ResizeTransform) -> Rendering:
         x=rendering.x._replace(step=rendering.x.step * old_w / new_w),
         y=rendering.y._replace(step=rendering.y.step * old_h / new_h),
         size=(new_h, new_w),
+        half_pixel=resize.half_pixel,
     )
 
 

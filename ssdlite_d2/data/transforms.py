@@ -151,18 +151,27 @@ class ResizeTransform(Transform):
     Detectron2's own ResizeTransform filters when it shrinks.
     """
 
-    def __init__(self, old_size: Tuple[int, int], new_size: Tuple[int, int]):
+    def __init__(
+        self, old_size: Tuple[int, int], new_size: Tuple[int, int], half_pixel: bool = True
+    ):
         """
         Args:
             old_size, new_size: (height, width) in pixels.
+            half_pixel: False is INPUT.RESIZE "asymmetric": pixel i shows the coordinate i * scale
+                of the image, and not its centre. Boxes are scaled in both.
         """
         super().__init__()
         self.old_size = old_size
         self.new_size = new_size
+        self.half_pixel = half_pixel
 
     def apply_image(self, img: np.ndarray, interp: Optional[int] = None) -> np.ndarray:
         interp = cv2.INTER_LINEAR if interp is None else interp
-        return cv2.resize(img, self.new_size[::-1], interpolation=interp)
+        if self.half_pixel:
+            return cv2.resize(img, self.new_size[::-1], interpolation=interp)
+        (old_h, old_w), (new_h, new_w) = self.old_size, self.new_size
+        matrix = np.array([[old_w / new_w, 0, 0], [0, old_h / new_h, 0]])
+        return warp(img, matrix, self.new_size, interp)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         return self.apply_image(segmentation, interp=cv2.INTER_NEAREST)
@@ -176,4 +185,15 @@ class ResizeTransform(Transform):
         return box * np.asarray((new_w / old_w, new_h / old_h) * 2, dtype=box.dtype)
 
     def inverse(self) -> Transform:
-        return ResizeTransform(self.new_size, self.old_size)
+        return ResizeTransform(self.new_size, self.old_size, self.half_pixel)
+
+
+def warp(
+    img: np.ndarray, matrix: np.ndarray, size: Tuple[int, int], interp: int = cv2.INTER_LINEAR
+) -> np.ndarray:
+    """(h, w, C) to ``size`` (H, W); pixel (x, y, 1) shows the image at ``matrix`` (2, 3) times it.
+
+    Outside of the image its border goes on.
+    """
+    flags = interp | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(img, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)

@@ -10,6 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 
 from ..errors import InputError, one_of
+from ..modeling import InputResize
 
 Check = Tuple[Callable[[Any], bool], str]  # whether a value is good, and what a good one is
 
@@ -149,6 +150,7 @@ NAMES: Dict[str, Iterable[str]] = {
     "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
     "MODEL.SSD.NORM": ("BN", "SyncBN", "FrozenBN", "GN"),
     "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.RESIZE": InputResize.methods,
     "SOLVER.LR_SCHEDULER_NAME": (
         "WarmupMultiStepLR",
         "WarmupCosineLR",

@@ -179,7 +179,7 @@ def describe(cfg: CfgNode, model: SSD, chosen: Format, options: ExportOptions) -
         file=chosen.file,
         precision=options.precision,
         layout=options.layout,
-        input=input_spec(model.input_size, options.batch, chosen.channels_last, options.resize),
+        input=input_spec(model.resize, options.batch, chosen.channels_last, options.resize),
         outputs=LAYOUTS[options.layout].outputs,
         classes=class_names(cfg, model),
         detections=model.postprocessor.options(),

@@ -3,7 +3,6 @@
 from typing import Tuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torchvision.ops import nms
@@ -59,9 +58,7 @@ class ExportedSSD(nn.Module):
         """
         x = image.permute(0, 3, 1, 2) if self.channels_last else image
         height, width = x.shape[-2:]
-        x = x.float()
-        if self.resize:
-            x = F.interpolate(x, self.input_size, mode="bilinear", align_corners=False)
+        x = self.model.resize(x) if self.resize else x.float()
         x = (x - self.pixel_mean) / self.pixel_std
         if self.flip:
             x = x.flip(1)

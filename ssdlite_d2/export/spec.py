@@ -5,12 +5,12 @@ import hashlib
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 from detectron2.config import CfgNode
 
 from ..data.datasets.register import classes_of
-from ..modeling import SSD
+from ..modeling import SSD, InputResize
 
 
 @dataclass
@@ -60,17 +60,18 @@ class Spec:
 
 
 def input_spec(
-    size: Tuple[int, int], batch: Union[int, str], channels_last: bool, resize: bool
+    resize: InputResize, batch: Union[int, str], channels_last: bool, inside: bool
 ) -> Dict[str, Any]:
     """What model.json says of the images that go in."""
     return {
         "layout": "NHWC" if channels_last else "NCHW",
         "type": "uint8",
         "colour": "RGB",
-        "size": list(size),
+        "size": list(resize.size),
         "batch": batch if batch == "dynamic" else int(batch),
-        # Bilinear without antialias: OpenCV's INTER_LINEAR. Normalisation is inside.
-        "resize": "inside" if resize else "before",
+        # Normalisation is inside.
+        "resize": "inside" if inside else "before",
+        "resampling": resize.method,  # bilinear without antialias; see INPUT.RESIZE
     }
 
 

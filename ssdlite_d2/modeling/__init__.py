@@ -27,6 +27,7 @@ from .parts import (
     SSD_POSTPROCESSOR_REGISTRY,
 )
 from .postprocessing import Postprocessor
+from .resize import InputResize
 from .ssd import SSD, SSDLite
 from .tower_head import TowerHead
 
@@ -51,6 +52,7 @@ __all__ = [
     "DeltaCoder",
     "FocalCriterion",
     "GuidedSSD",
+    "InputResize",
     "MaxIoUAssigner",
     "MultiBoxCriterion",
     "Postprocessor",

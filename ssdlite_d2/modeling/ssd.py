@@ -3,7 +3,6 @@
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import (
@@ -32,6 +31,7 @@ from .parts import (
     SSD_POSTPROCESSOR_REGISTRY,
 )
 from .postprocessing import Postprocessor
+from .resize import InputResize
 
 
 @META_ARCH_REGISTRY.register()
@@ -62,7 +62,7 @@ class SSD(DenseDetector):
         criterion: Criterion,
         postprocessor: Postprocessor,
         num_classes: int,
-        input_size: Tuple[int, int],
+        resize: InputResize,
         multi_scale: bool = False,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -71,7 +71,7 @@ class SSD(DenseDetector):
         Args:
             head: maps L feature maps to L class logits and L box codes.
             num_classes: foreground classes K; K itself stands for background.
-            input_size: (H, W) of the network input in pixels.
+            resize: brings images to the size of the network input.
             multi_scale: in training, take batches at the size they come in.
         """
         super().__init__(
@@ -83,7 +83,8 @@ class SSD(DenseDetector):
         self.criterion = criterion
         self.postprocessor = postprocessor
         self.num_classes = num_classes
-        self.input_size = tuple(int(n) for n in input_size)
+        self.resize = resize
+        self.input_size = resize.size  # (H, W) in pixels
         self.multi_scale = multi_scale
         self.batch_normalizer: Optional[Tensor] = None
         # Depthwise networks run nearly twice as fast in this layout on CPU cores.
@@ -122,7 +123,7 @@ class SSD(DenseDetector):
             "criterion": criterion,
             "postprocessor": SSD_POSTPROCESSOR_REGISTRY.build(cfg),
             "num_classes": num_classes,
-            "input_size": cfg.INPUT.SIZE,
+            "resize": InputResize(cfg.INPUT.SIZE, cfg.INPUT.RESIZE),
             "multi_scale": len(cfg.INPUT.MULTI_SCALE) > 0,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -131,8 +132,8 @@ class SSD(DenseDetector):
     def preprocess_image(self, batched_inputs: List[Dict[str, Tensor]]) -> ImageList:
         """Stretch every image to the input size and normalise.
 
-        Unlike the parent, which pads. The resampling is bilinear without antialias, as in training
-        (``ResizeTransform``); an image of the input size is taken as it is.
+        Unlike the parent, which pads. The resampling is that of training (``ResizeTransform``); an
+        image of the input size is taken as it is.
 
         Returns:
             ImageList: tensor (N, 3, H, W); ``image_sizes`` are the sizes the images came in.
@@ -141,17 +142,10 @@ class SSD(DenseDetector):
         sizes = [tuple(image.shape[-2:]) for image in images]
         size = sizes[0] if self.training and self.multi_scale else self.input_size
         if any(each != size for each in sizes):
-            images = [self._resize(image, size) for image in images]
+            images = [self.resize(image[None], size)[0] for image in images]
         # to the layout of the network together with the type: one pass over small integers
         stacked = torch.stack(images).to(torch.float32, memory_format=torch.channels_last)
         return ImageList((stacked - self.pixel_mean) / self.pixel_std, sizes)
-
-    def _resize(self, image: Tensor, size: Optional[Tuple[int, int]] = None) -> Tensor:
-        """(3, h, w) of any type to (3, H, W) float, bilinear without antialias."""
-        image, size = image.float(), size or self.input_size
-        if tuple(image.shape[-2:]) == size:
-            return image
-        return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
 
     def feature_maps(self, images: Tensor) -> List[Tensor]:
         """Normalised images (N, 3, H, W) to the L maps (N, Ci, Hi, Wi) that the head takes."""

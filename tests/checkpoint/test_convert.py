@@ -166,7 +166,8 @@ def test_the_tool_writes_a_whole_checkpoint_or_nothing(tmp_path):
         (["--source", "torchvision", *config, half, out], ["half.pth"]),
         (["--source", "torchvision", *config, bad, out], ["bad.pth", "could run code"]),
         (["--source", "torchvision", *config, tmp_path / "no.pth", out], ["No such file"]),
-        (["--source", "tensorflow", *config, tmp_path / "no.pb", out], ["pip install tensorflow"]),
+        (["--source", "tensorflow", *config, tmp_path / "no.pb", out], ["no.pb: No such file"]),
+        (["--source", "tensorflow", *config, tmp_path / "a.ckpt", out], ["pip install tensorflow"]),
     ]
     codes = exits("ssdlite_d2.tools.convert_checkpoint", *(case for case, _ in cases))
     for code, (_, words) in zip(codes, cases):

@@ -1,12 +1,18 @@
 """The original TensorFlow SSDLite, layer by layer, without TensorFlow."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from conftest import exits, load_bare
 from detectron2.modeling import build_model
+from tensorboard.compat.proto import graph_pb2
+from tensorboard.util.tensor_util import make_tensor_proto
 
+from ssdlite_d2 import InputError
 from ssdlite_d2.checkpoint.convert import convert
+from ssdlite_d2.checkpoint.sources import read_source
 from ssdlite_d2.checkpoint.tensorflow import COCO_COLUMNS, is_variable, rename
 from ssdlite_d2.modeling.backbone.blocks import Conv2dSame
 
@@ -50,7 +56,7 @@ def model():
     return build_model(load_bare(CONFIG)).eval()
 
 
-def variables(model):
+def variables(model, classes=90):
     """Random TensorFlow variables of the model, under TensorFlow's names and layouts."""
     trunk, rng, out = "FeatureExtractor/MobilenetV2/", np.random.default_rng(0), {}
 
@@ -86,7 +92,7 @@ def variables(model):
         conv(scope, outputs // 2, outputs)
         inputs = outputs
     for i, channels in enumerate((576, 1280, 512, 256, 256, 128)):
-        for kind, columns in (("BoxEncoding", 4), ("Class", 91)):
+        for kind, columns in (("BoxEncoding", 4), ("Class", classes + 1)):
             scope = f"BoxPredictor_{i}/{kind}Predictor"
             outputs = columns * (6 if i else 3)
             depthwise(f"{scope}_depthwise", channels)
@@ -125,6 +131,54 @@ def test_box_codes_and_classes_are_reordered(model):
     assert rename("BoxPredictor_0/Other/weights") is None
     assert not is_variable("BoxPredictor_0/stack/1")
     assert all(is_variable(name) for name in source if rename(name))
+
+
+def write_graph(path, values):
+    """A frozen graph with these constants, among what else such a graph has."""
+    graph = graph_pb2.GraphDef()
+    for name, value in {"Preprocessor/mul/x": np.float32(2 / 255), **values}.items():
+        node = graph.node.add(name=name, op="Const")
+        node.attr["value"].tensor.CopyFrom(make_tensor_proto(value))
+        graph.node.add(name=f"{name}/read", op="Identity", input=[name])
+    graph.node.add(name="image_tensor", op="Placeholder")
+    path.write_bytes(graph.SerializeToString())
+
+
+def test_the_graph_is_read_without_tensorflow(model, tmp_path):
+    """One of two classes: graph and .npz give the same tensors, and they fit two classes only."""
+    values = variables(model, classes=2)
+    del values["global_step"]
+    write_graph(tmp_path / "a.pb", values)
+    np.savez(tmp_path / "a.npz", **values)
+    read = [read_source(str(tmp_path / name)) for name in ("a.pb", "a.npz")]
+    weights = {name for name in values if is_variable(name)}
+    assert set(read[0]) == weights < set(read[1])
+    assert all(torch.equal(read[0][name], read[1][name]) for name in weights)
+    assert "tensorflow" not in sys.modules
+    two = build_model(load_bare(CONFIG, "MODEL.SSD.NUM_CLASSES", 2, "DATASETS.TRAIN", "()"))
+    state = convert("tensorflow", read[0], two).state
+    two.load_state_dict(state)
+    columns = torch.from_numpy(values["BoxPredictor_1/ClassPredictor/biases"]).view(6, 3)
+    assert torch.equal(state["head.cls_score.1.3.bias"].view(6, 2), columns[:, 1:])
+    with pytest.raises(InputError, match=r"another shape: head.cls_score.0.3.weight \(9, 576"):
+        convert("tensorflow", read[0], model)
+    with pytest.raises(
+        InputError, match="1 tensors of the file have no place in the model: Other/weights"
+    ):
+        convert("tensorflow", {**read[0], "Other/weights": torch.zeros(1)}, two)
+
+
+def test_broken_graphs_are_named(model, tmp_path):
+    path = tmp_path / "a.pb"
+    write_graph(path, {"Conv/weights": np.zeros((3, 3, 3, 8), dtype=np.float32)})
+    cut = path.read_bytes()[:-200]
+    cases = {"is no frozen graph": cut, "is damaged": b"no graph", "has no weights": b""}
+    for words, content in cases.items():
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"a.pb .*{words}"):
+            read_source(str(path))
+    with pytest.raises(InputError, match="b.pb: No such file"):
+        read_source(str(tmp_path / "b.pb"))
 
 
 def test_anchors_are_tensorflows(model):

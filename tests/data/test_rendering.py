@@ -57,6 +57,7 @@ def reader_of(image):
         [],
         ["INPUT.SCALE_JITTER.ENABLED", True],
         ["INPUT.RANDOM_FLIP", "vertical", "INPUT.SIZE", (300, 500)],
+        ["INPUT.RESIZE", "asymmetric", "INPUT.RANDOM_FLIP", "both"],
     ],
 )
 def test_fast_equals_textbook(opts):

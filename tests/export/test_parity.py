@@ -21,7 +21,7 @@ from ssdlite_d2.export.bundled.detector import (
 )
 from ssdlite_d2.export.formats import FORMATS, Job
 from ssdlite_d2.export.parity import detect, match, raw_outputs
-from ssdlite_d2.modeling import DeltaCoder
+from ssdlite_d2.modeling import DeltaCoder, InputResize
 
 # One of every trunk, head and loss; VGG's configs differ in classes and thresholds only.
 CONFIGS = [
@@ -82,8 +82,10 @@ def test_suppression_inside_equals_suppression_outside(format, batch, bccd_model
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "torchscript"])
-def test_resize_inside_takes_any_image(format, bccd_model, tmp_path):
+@pytest.mark.parametrize("method", InputResize.methods)
+def test_resize_inside_takes_any_image(format, method, bccd_model, tmp_path, monkeypatch):
     cfg, model = bccd_model
+    monkeypatch.setattr(model, "resize", InputResize(model.input_size, method))
     options = ExportOptions(format=format, resize=True, parity_images=0)
     export_bundle(cfg, model, str(tmp_path / "b"), options)
     detector = Detector(tmp_path / "b")

@@ -13,6 +13,7 @@ from torch import nn
 
 from ssdlite_d2 import InputError
 from ssdlite_d2.data.transforms import ResizeTransform
+from ssdlite_d2.export.bundled.detector import resize
 from ssdlite_d2.modeling import Assignment
 
 BOX, OTHER = [40.0, 60.0, 180.0, 200.0], [200.0, 20.0, 300.0, 150.0]
@@ -114,7 +115,7 @@ def test_ground_truth_of_other_sizes_is_scaled_to_the_input():
     model.train()
     small = make_input([[10.0, 10, 50, 50]], [0], (80, 160))
     same = {
-        "image": model._resize(small["image"]),
+        "image": model.resize(small["image"][None])[0],
         "instances": make_input([[20.0, 40, 100, 200]], [0])["instances"],
     }
     torch.manual_seed(0)
@@ -124,15 +125,17 @@ def test_ground_truth_of_other_sizes_is_scaled_to_the_input():
     assert small["instances"].gt_boxes.tensor.tolist() == [[10, 10, 50, 50]]  # the caller's own
 
 
-def test_model_and_mapper_resize_alike():
-    """Two resamplings of one image: within one grey level everywhere."""
+@pytest.mark.parametrize("method", ["half_pixel", "asymmetric"])
+def test_model_mapper_and_bundle_resize_alike(method):
+    """Three resamplings of one image: within one grey level everywhere."""
     rng = np.random.default_rng(0)
-    model = make_model()
-    for size in ((375, 500), (480, 640), (100, 77), (320, 640)):
+    model = make_model(3, "INPUT.RESIZE", method)
+    for size in ((375, 500), (480, 640), (100, 77), (320, 640), (320, 320)):
         image = cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), dtype=np.uint8), (5, 5), 0)
-        ours = ResizeTransform(size, (320, 320)).apply_image(image)
-        theirs = model._resize(torch.from_numpy(image.transpose(2, 0, 1).copy()))
-        assert np.abs(ours - theirs.numpy().transpose(1, 2, 0)).max() <= 1
+        mapper = ResizeTransform(size, (320, 320), method == "half_pixel").apply_image(image)
+        ours = model.resize(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])[0]
+        for theirs in (mapper, resize(image, (320, 320), method)):
+            assert np.abs(ours.numpy().transpose(1, 2, 0) - theirs).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(320, 320), (1, 1), (7, 900), (1200, 800)])

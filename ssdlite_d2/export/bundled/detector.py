@@ -47,6 +47,7 @@ NEEDED = {
     "input.size": lambda value: len(value) == 2 and all(is_count(n, 16384) for n in value),
     "input.batch": lambda value: value == "dynamic" or is_count(value, 4096),
     "input.resize": lambda value: value in ("inside", "before"),
+    "input.resampling": lambda value: value in ("half_pixel", "asymmetric"),
     "detections.score_threshold": is_number,
     "detections.nms_threshold": is_number,
     "detections.candidates": is_count,
@@ -193,7 +194,7 @@ class Detector:
                     "uint8 (height, width, 3) is needed"
                 )
             if not self.resize_inside and image.shape[:2] != self.input_size:
-                image = cv2.resize(image, self.input_size[::-1], interpolation=cv2.INTER_LINEAR)
+                image = resize(image, self.input_size, self.spec["input"]["resampling"])
             prepared.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         if self.batch != "dynamic":
             prepared += [prepared[-1]] * (self.batch - len(prepared))
@@ -213,6 +214,17 @@ class Detector:
             boxes, scores, classes = outputs
         keep = (classes >= 0) & (classes < len(self.classes)) & (scores > (threshold or 0))
         return boxes[keep], scores[keep], classes[keep].astype(int)
+
+
+def resize(image, size, resampling):
+    """An image stretched to (height, width), bilinear without antialias, as model.json says."""
+    if resampling == "half_pixel":
+        return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    # "asymmetric", as in TensorFlow 1: pixel i shows the coordinate i * scale, not its centre
+    scale_y, scale_x = (old / new for old, new in zip(image.shape, size))
+    matrix = np.array([[scale_x, 0, 0], [0, scale_y, 0]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def select(
