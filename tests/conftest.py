@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -24,6 +25,16 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture(autouse=True)
+def loggers_that_can_be_heard():
+    """Programs that ran in this process have set up loggers which pass nothing on to caplog."""
+    for name in ("detectron2", "fvcore", "ssdlite_d2"):
+        logger = logging.getLogger(name)
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
+    yield
 
 
 @pytest.fixture

@@ -46,13 +46,15 @@ def test_weights_are_evaluated_the_same_every_time(folder):
 
 
 def test_fused_network_is_evaluated_when_asked(folder):
-    def scores(name):
+    def found(name):
         file = folder / name / "inference" / "coco_instances_results.json"
-        found = json.loads(file.read_text())
-        return np.array([detection["score"] for detection in found])
+        rows = json.loads(file.read_text())
+        return np.array([row["score"] for row in rows]), np.array([row["bbox"] for row in rows])
 
-    assert scores("first") == pytest.approx(scores("fused"), abs=1e-4)
-    assert (scores("first") != scores("fused")).any()
+    (scores, boxes), (fused_scores, fused_boxes) = found("first"), found("fused")
+    assert scores == pytest.approx(fused_scores, abs=1e-4)
+    # no rounding is the same, and in the boxes of a network hardly trained it shows
+    assert (scores != fused_scores).any() or (boxes != fused_boxes).any()
 
 
 def test_best_weights_are_those_of_the_metric(folder):

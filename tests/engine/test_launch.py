@@ -100,7 +100,12 @@ def test_places():
     assert find_place({}) is None
     assert find_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) is None
     torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert find_place(torchrun) == (5, 8, 1, 4, "env://")
+    with pytest.raises(InputError, match="not MASTER_ADDR and MASTER_PORT"):
+        find_place(torchrun)
+    torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    assert find_place(torchrun) == (5, 8, 1, 4, "tcp://127.0.0.1:29500")
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert find_place({**torchrun, **agent}) == (5, 8, 1, 4, "env://")
     srun = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
     srun |= {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu[03-04]"}
     srun |= {"SLURM_JOB_ID": "41234", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
