@@ -128,7 +128,7 @@ def test_a_start_for_other_classes_takes_all_but_the_scores(found, caplog):
         SSDCheckpointer(model).load(NAME)
     with caplog.at_level(logging.WARNING, "fvcore"):
         SSDCheckpointer(model).resume_or_load(NAME, resume=False)
-    (line,) = caplog.messages
+    (line,) = (r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING)
     assert "Predictors newly initialised: 12 tensors of zoo://tf_person" in line
     theirs = torch.load(PathManager.get_local_path(NAME), weights_only=True)["model"]
     for name, value in model.state_dict().items():
