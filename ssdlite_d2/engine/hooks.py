@@ -40,13 +40,26 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
         self._keep = keep
         self._final = final
 
+    def before_train(self) -> None:
+        """Save the ``model_final.pth`` of a run that was killed just before it."""
+        super().before_train()
+        if self.trainer.start_iter == self.max_iter:
+            self.trainer.iter = self.max_iter - 1
+            self.save_final(self.trainer.iter)
+            self.trainer.iter = self.max_iter
+
     def step(self, iteration: int) -> None:
         last = iteration >= self.max_iter - 1
         if (iteration + 1) % self.period == 0 or (last and self._final is not None):
             self.save_state(iteration)
-        if last and self._final is None:
+        if last:
+            self.save_final(iteration)
+
+    def save_final(self, iteration: int) -> None:
+        """Save ``model_final.pth``."""
+        if self._final is None:
             self.checkpointer.save("model_final", iteration=iteration)
-        elif last:
+        else:
             self.checkpointer.export("model_final", self._final, iteration=iteration)
 
     def save_state(self, iteration: int) -> None:

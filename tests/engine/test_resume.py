@@ -35,9 +35,13 @@ def test_killed_and_resumed_runs_end_with_the_same_bits(tmp_path):
     kills.append({"send": signal.SIGKILL, "when": str(broken / "model_0000005.pth.*.tmp")})
     kills.append({"send": signal.SIGTERM, "when": str(broken / "model_0000005.pth")})
     pieces = [{"args": options(broken, *guided), **kill} for kill in kills]
-    results = forked(whole, *pieces, {"args": options(broken, *guided)})
+    lost = f"import os; os.remove('{broken / 'model_final.pth'}')"  # a kill just before it came
+    end = [{"args": options(broken, *guided)}, {"args": options(broken, *guided), "before": lost}]
+    results = forked(whole, *pieces, *end)
     codes = [code for code, _ in results]
-    assert codes == [0, -9, -9, -9, 0, 0], [output[-2000:] for _, output in results]
+    assert codes == [0, -9, -9, -9, 0, 0, 0], [output[-2000:] for _, output in results]
+    finals = [torch.load(run / "model_final.pth")["model"] for run in (straight, broken)]
+    assert all(torch.equal(value, finals[1][name]) for name, value in finals[0].items())
     state = final_state(straight)
     assert_same(state, final_state(broken))
     names = {name.split(".")[0] for name in state["model"]}
