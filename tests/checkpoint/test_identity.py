@@ -74,4 +74,7 @@ def test_files_without_a_record_are_taken_as_they_are(saved, tmp_path):
     del content["ssd"]
     torch.save(content, tmp_path / "old.pth")
     for purpose in PURPOSES:
-        checkpointer(classes=MIRRORED).load(str(tmp_path / "old.pth"), purpose=purpose)
+        other = checkpointer(classes=MIRRORED)
+        other.load(str(tmp_path / "old.pth"), purpose=purpose)
+        state = other.model.state_dict()
+        assert all(torch.equal(state[name], v) for name, v in content["model"].items())

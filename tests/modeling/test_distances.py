@@ -1,5 +1,6 @@
 import math
 
+import onnxruntime
 import pytest
 import torch
 from conftest import bare_config
@@ -80,7 +81,6 @@ def test_chosen_and_all_are_decoded_alike_and_never_inverted(coder):
 
 @pytest.mark.parametrize("coder", CODERS[:2])
 def test_distances_in_a_graph(coder, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
     anchors, _ = random_pairs(0, 50)
 
     class Decoder(torch.nn.Module):

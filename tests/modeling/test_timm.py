@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+import timm
 import torch
 from conftest import bare_config
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
@@ -8,8 +9,6 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from ssdlite_d2 import InputError
-
-timm = pytest.importorskip("timm")
 
 
 def backbone(name, *opts):

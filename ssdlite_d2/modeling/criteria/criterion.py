@@ -4,12 +4,14 @@ import math
 from typing import Dict, Optional, Tuple
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Boxes
 from detectron2.utils import comm
 from torch import Tensor
 
 from ..assigners import Assignment
 from ..box_coders import BoxCoder
+from .boxes import BoxLoss
 
 
 class Criterion:
@@ -73,6 +75,38 @@ class Criterion:
         if world > 1:
             torch.distributed.all_reduce(count)
         return losses, count / world
+
+
+class AnchorCriterion(Criterion):
+    """A class loss, and a box loss over the positive anchors, whose number both are divided by."""
+
+    def __init__(self, *, num_classes: int, box_loss: BoxLoss, cls_weight: float = 1.0):
+        super().__init__(num_classes)
+        self.box_loss = box_loss
+        self.cls_weight = cls_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, num_classes: int):
+        weight = cfg.MODEL.SSD.CRITERION.CLS_WEIGHT
+        return {"num_classes": num_classes, "box_loss": BoxLoss(cfg), "cls_weight": weight}
+
+    def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sum over all anchors; logits (N, R, Kc), labels (N, R) of the assignment."""
+        raise NotImplementedError
+
+    def sums(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: Boxes,
+        assignment: Assignment,
+        box_coder: BoxCoder,
+    ) -> Tuple[Dict[str, Tensor], Tensor]:
+        positive = assignment.positive(self.num_classes)
+        return {
+            "loss_cls": self.cls_weight * self.class_loss(logits, assignment.labels),
+            "loss_box_reg": self.box_loss(deltas, anchors, assignment.boxes, positive, box_coder),
+        }, positive.sum()
 
 
 def _logit(score: float) -> float:
