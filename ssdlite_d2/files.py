@@ -7,7 +7,7 @@ import secrets
 import stat
 from typing import Any, BinaryIO, Callable
 
-from .errors import InputError
+from .errors import InputError, first_line
 
 TEMPORARY = r"\.[0-9a-f]{16}\.tmp"  # what is added to a file's name while it is written
 
@@ -54,17 +54,16 @@ def write_atomically(file: str, write: Callable[[BinaryIO], Any]) -> None:
             os.fsync(out.fileno())
         os.replace(temporary, file)
     except (OSError, RuntimeError) as error:  # the latter is what torch.save makes of the former
-        reason = getattr(error, "strerror", None) or _cause(error)
         raise InputError(
-            f"{file} cannot be written: {reason}; the files written before are intact"
+            f"{file} cannot be written: {_reason(error)}; the files written before are intact"
         ) from error
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
 
 
-def _cause(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """What the system said, below an error that does not repeat it."""
     while error.__context__ is not None and not isinstance(error, OSError):
         error = error.__context__
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return first_line(error)

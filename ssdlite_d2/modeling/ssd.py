@@ -1,6 +1,6 @@
 """The detectors: read this file first."""
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -62,7 +62,7 @@ class SSD(DenseDetector):
         criterion: Criterion,
         postprocessor: Postprocessor,
         num_classes: int,
-        resize: InputResize,
+        input_size: Union[Sequence[int], InputResize],
         multi_scale: bool = False,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -71,7 +71,7 @@ class SSD(DenseDetector):
         Args:
             head: maps L feature maps to L class logits and L box codes.
             num_classes: foreground classes K; K itself stands for background.
-            resize: brings images to the size of the network input.
+            input_size: (H, W) of the network input in pixels, or what brings images to it.
             multi_scale: in training, take batches at the size they come in.
         """
         super().__init__(
@@ -83,8 +83,9 @@ class SSD(DenseDetector):
         self.criterion = criterion
         self.postprocessor = postprocessor
         self.num_classes = num_classes
-        self.resize = resize
-        self.input_size = resize.size  # (H, W) in pixels
+        is_resize = isinstance(input_size, InputResize)
+        self.resize = input_size if is_resize else InputResize(input_size)
+        self.input_size = self.resize.size  # (H, W)
         self.multi_scale = multi_scale
         self.batch_normalizer: Optional[Tensor] = None
         # Depthwise networks run nearly twice as fast in this layout on CPU cores.
@@ -123,7 +124,7 @@ class SSD(DenseDetector):
             "criterion": criterion,
             "postprocessor": SSD_POSTPROCESSOR_REGISTRY.build(cfg),
             "num_classes": num_classes,
-            "resize": InputResize(cfg.INPUT.SIZE, cfg.INPUT.RESIZE),
+            "input_size": InputResize(cfg.INPUT.SIZE, cfg.INPUT.RESIZE),
             "multi_scale": len(cfg.INPUT.MULTI_SCALE) > 0,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,

@@ -146,8 +146,12 @@ def test_parts_of_others_train_detect_and_export(tmp_path):
 
 
 def test_constructor_and_its_parts_by_name():
-    parameters = inspect.signature(SSD.__init__).parameters
-    assert len(parameters) - 1 <= 13
+    names = "backbone head head_in_features anchor_generator box2box_transform assigner criterion "
+    names += "postprocessor num_classes input_size multi_scale pixel_mean pixel_std"
+    assert list(inspect.signature(SSD.__init__).parameters) == ["self", *names.split()]
+    cfg = load_config("ssdlite_mnv2.yaml", [*BARE, *NO_DATA])
+    parts = SSD.from_config(cfg)
+    assert SSD(**{**parts, "input_size": (320, 256)}).input_size == (320, 256)
     for key in ("ASSIGNER", "BOX_CODER", "CRITERION", "HEAD", "POSTPROCESS", "NECK"):
         cfg = load_config(
             "ssdlite_mnv2.yaml", [*BARE, *NO_DATA, f"MODEL.SSD.{key}.NAME", "nowhere"]
