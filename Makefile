@@ -54,9 +54,9 @@ detect: .venv/ready
 	  --input "$$($(python) -c '$(photo)')" --output output/people
 
 demo: detect $(output)/model_final.pth
-	$(python) train_net.py --config-file $(config) --eval-only MODEL.WEIGHTS $<
+	$(python) train_net.py --config-file $(config) --eval-only MODEL.WEIGHTS $(output)/model_final.pth
 	$(python) -m ssdlite_d2.tools.visualize_results --config-file $(config) \
-	  --output $(output)/drawn --confidence-threshold 0.2 --opts MODEL.WEIGHTS $<
+	  --output $(output)/drawn --confidence-threshold 0.2 --opts MODEL.WEIGHTS $(output)/model_final.pth
 
 $(output)/model_final.pth: .venv/ready $(DETECTRON2_DATASETS)/neon_trees
 	$(python) train_net.py --config-file $(config) --resume

@@ -4,6 +4,7 @@ import ast
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import warnings
 from functools import cache
@@ -257,3 +258,14 @@ def test_ci_calls_what_the_makefile_has():
     for file in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
         form = yaml.safe_load(file.read_text())
         assert {"name", "description", "body"} <= set(form)
+
+
+def test_the_demo_evaluates_and_draws_what_it_trained():
+    """The dry run prints the recipe; that of a part would take minutes."""
+    lines = subprocess.run(
+        ["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.replace("\\\n", " ")
+    weights = re.findall(r"--eval-only MODEL.WEIGHTS (\S+)|--opts MODEL.WEIGHTS (\S+)", lines)
+    trained = "output/ssdlite_mnv2_neon_trees/model_final.pth"
+    assert [a or b for a, b in weights] == [trained, trained]
+    assert lines.index("ssdlite_mobilenet_v2_person.yaml") < lines.index("--eval-only")
