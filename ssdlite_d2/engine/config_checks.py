@@ -54,14 +54,7 @@ def interval(low: float, above: bool = False) -> Check:
 
 def device() -> Check:
     """A name of PyTorch's."""
-
-    def is_good(value: str) -> bool:
-        try:
-            return torch.device(value).type in ("cpu", "cuda", "mps")
-        except RuntimeError:
-            return False
-
-    return is_good, "cpu, cuda, cuda:N or mps"
+    return lambda v: torch.device(v).type in ("cpu", "cuda", "mps"), "cpu, cuda, cuda:N or mps"
 
 
 COUNT, SIZE, SHARE = whole(0), whole(1), number(0, 1)
@@ -172,13 +165,21 @@ def check_config(cfg: CfgNode) -> None:
     """
     for key, (is_good, good) in CHECKS.items():
         value = value_of(cfg, key)
-        if not is_good(value):
+        if not holds(is_good, value):
             raise InputError(f"{key} is {value!r}; it is {good}")
     for key, names in NAMES.items():
         known = [name if isinstance(name, str) else name[0] for name in names]  # a registry's pairs
         one_of(key, value_of(cfg, key), known)
     if cfg.SOLVER.BASE_LR_END > cfg.SOLVER.BASE_LR:
         raise InputError(f"SOLVER.BASE_LR_END is above SOLVER.BASE_LR, {cfg.SOLVER.BASE_LR}")
+
+
+def holds(is_good: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value is good; one that the check cannot take, such as null, is not."""
+    try:
+        return bool(is_good(value))
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def settle_device(cfg: CfgNode) -> None:

@@ -7,7 +7,14 @@ from test_config import CONFIGS
 
 from ssdlite_d2 import InputError, load_config
 from ssdlite_d2.engine import build_predictor, finish_config
-from ssdlite_d2.engine.config_checks import CHECKS, NAMES, check_batch, check_config, value_of
+from ssdlite_d2.engine.config_checks import (
+    CHECKS,
+    NAMES,
+    check_batch,
+    check_config,
+    holds,
+    value_of,
+)
 
 BAD = {
     "MODEL.DEVICE": ["gpu", "cuda:x", ""],
@@ -55,6 +62,20 @@ def test_table_names_keys_of_the_config_and_every_config_passes():
         cfg = load_config(name)
         check_config(cfg)
         check_batch(cfg, 1)
+
+
+@pytest.mark.parametrize("value", [None, "x", "", [], [None], {}, -1, float("nan")])
+def test_values_of_any_type_end_in_a_line(value):
+    for key in (*CHECKS, *NAMES):
+        cfg = bare_config()
+        node = value_of(cfg, key.rpartition(".")[0]) if "." in key else cfg
+        node[key.rpartition(".")[2]] = value
+        try:
+            check_config(cfg)
+        except InputError as error:
+            assert str(error).startswith((f"{key} is", "SOLVER.BASE_LR_END is above"))
+        else:  # then what the table says holds
+            assert key in NAMES or holds(CHECKS[key][0], value)
 
 
 def test_batches_are_shared_among_processes():
