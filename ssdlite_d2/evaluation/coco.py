@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 import os
 from typing import Dict, List, Optional, Sequence
 
@@ -13,6 +14,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from .operating import box_table, operating_results
 
 try:
     import faster_coco_eval
@@ -59,6 +62,7 @@ class BoxEvaluator(COCOEvaluator):
         if not self._truth.get("annotations"):  # such as a test set of a challenge
             self._logger.info("There are no annotations to evaluate by")
             return
+        given = found
         if not found:
             self._logger.warning(
                 "The model found nothing, so AP is 0.0: train longer, or lower "
@@ -70,6 +74,17 @@ class BoxEvaluator(COCOEvaluator):
         self._results["bbox"] = self._derive_coco_results(
             evaluation, "bbox", class_names=self._classes
         )
+        several = self._classes if len(self._classes or ()) > 1 else ()
+        halves = evaluation.eval["precision"][0, :, :, 0, -1]  # (recall, K) at IoU 0.5
+        for name, precision in zip(several, halves.T):
+            known = precision[precision > -1]
+            self._results["bbox"][f"AP50-{name}"] = 100 * known.mean() if known.size else math.nan
+        image_ids = image_order(self._truth) if img_ids is None else img_ids
+        tables = [
+            box_table(entries, image_ids, self._category_ids)
+            for entries in (given, self._truth["annotations"])
+        ]
+        self._results["operating"] = operating_results(*tables, several)
 
 
 def coco_truth(records: Sequence[Dict], category_ids: Sequence[int]) -> Dict:
@@ -92,6 +107,12 @@ def coco_truth(records: Sequence[Dict], category_ids: Sequence[int]) -> Dict:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def image_order(truth: Dict) -> List:
+    """Image ids of a COCO file, which may be names, in the order of the evaluation."""
+    ids = (image["id"] for image in truth["images"])
+    return sorted(ids, key=lambda i: (isinstance(i, str), i))
+
+
 def evaluate_boxes(truth: Dict, detections: List[Dict], image_ids: Optional[Sequence] = None):
     """The finished COCOeval of detections.
 
@@ -103,10 +124,7 @@ def evaluate_boxes(truth: Dict, detections: List[Dict], image_ids: Optional[Sequ
         detections: in COCO's result format; at least one.
         image_ids: images to evaluate on; None: all.
     """
-    names = sorted(
-        (image["id"] for image in truth["images"]), key=lambda i: (isinstance(i, str), i)
-    )
-    number = {name: i for i, name in enumerate(names, 1)}
+    number = {name: i for i, name in enumerate(image_order(truth), 1)}
     boxes = [a for a in truth["annotations"] if a["image_id"] in number]
     boxes = [{"area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0, **a} for a in boxes]
     fast = faster_coco_eval is not None

@@ -4,10 +4,12 @@ import json
 import logging
 import math
 import os
-from typing import Dict, Iterator, Sequence, Tuple
+from typing import Dict, Sequence
 
 from detectron2.evaluation import print_csv_format
 from tabulate import tabulate
+
+from .operating import RATES, SIZES
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ def report_results(results: Dict, names: Sequence[str], folder: str) -> None:
     """
     nested = results if _has_datasets(results) else {names[0]: results}
     for name, tasks in nested.items():
-        logger.info(f"Results on {name}:\n{_table(tasks)}")
+        logger.info(f"Results on {name}:\n{_tables(tasks)}")
         averaged = {task: metrics for task, metrics in tasks.items() if task.endswith("_EMA")}
         if averaged:  # the others have been logged
             print_csv_format(averaged)
@@ -43,26 +45,42 @@ def report_results(results: Dict, names: Sequence[str], folder: str) -> None:
         json.dump(_finite(nested), out, indent=1)
 
 
-def _table(tasks: Dict[str, Dict[str, float]]) -> str:
-    """A row per task, and behind it a row per class."""
-    metrics = [name for name, _ in _items(tasks) if "-" not in name]
-    classes = [name for name, _ in _items(tasks) if "-" in name]
-    columns = list(dict.fromkeys(metrics))
-    rows = [[task, *(values.get(name) for name in columns)] for task, values in tasks.items()]
-    text = tabulate(rows, ["task", *columns], tablefmt="pipe", floatfmt=".2f", missingval="-")
-    if not classes:
-        return text
-    rows = [
-        [name.split("-", 1)[1], *(values.get(name) for values in tasks.values())]
-        for name in dict.fromkeys(classes)
-    ]
-    headers = ["AP of class", *tasks]
-    return f"{text}\n\n{tabulate(rows, headers, tablefmt='pipe', floatfmt='.2f', missingval='-')}"
+def _tables(tasks: Dict[str, Dict[str, float]]) -> str:
+    """A table of the tasks, and for the weights and their average one by size and one by class."""
+    metrics = {name: v for name, v in tasks.items() if "threshold" not in v}
+    columns = dict.fromkeys(key for values in metrics.values() for key in values if "-" not in key)
+    rows = [[name, *(values.get(key) for key in columns)] for name, values in metrics.items()]
+    texts = [_pipes(rows, ["task", *columns])]
+    for ending in ("", "_EMA"):
+        of_weights = (v for name, v in tasks.items() if name.endswith("_EMA") == bool(ending))
+        values = {key: value for metrics in of_weights for key, value in metrics.items()}
+        if "threshold" in values:
+            texts.append(f"At scores above {values['threshold']:.3f}{ending}:")
+            texts.append(_by_size(values))
+        if any("-" in key for key in values):
+            texts.append(_by_class(values, f"class{ending}"))
+    return "\n\n".join(texts)
 
 
-def _items(tasks: Dict[str, Dict[str, float]]) -> Iterator[Tuple[str, float]]:
-    for metrics in tasks.values():
-        yield from metrics.items()
+def _by_size(values: Dict[str, float]) -> str:
+    endings = {"all": "", **{size: f"_{size}" for size in SIZES}}
+    rows = [[size, *(values[rate + end] for rate in RATES)] for size, end in endings.items()]
+    return _pipes(rows, ["boxes", *RATES])
+
+
+def _by_class(values: Dict[str, float], title: str) -> str:
+    rows: Dict[str, Dict[str, float]] = {}
+    for key, value in values.items():
+        metric, _, name = key.partition("-")
+        if name:
+            rows.setdefault(name, {})[metric] = value
+    columns = dict.fromkeys(metric for found in rows.values() for metric in found)
+    table = [[name, *(found.get(metric) for metric in columns)] for name, found in rows.items()]
+    return _pipes(table, [title, *columns])
+
+
+def _pipes(rows: Sequence[Sequence], headers: Sequence[str]) -> str:
+    return tabulate(rows, headers, tablefmt="pipe", floatfmt=".2f", missingval="-")
 
 
 def _has_datasets(results: Dict) -> bool:

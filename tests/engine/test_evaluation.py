@@ -41,7 +41,7 @@ def saved_results(folder):
 def test_weights_are_evaluated_the_same_every_time(folder):
     trained, first, second = (saved_results(folder / n) for n in ("train", "first", "second"))
     assert trained == first == second
-    assert set(first["tiny"]) == {"bbox", "bbox_EMA"}
+    assert set(first["tiny"]) == {"bbox", "operating", "bbox_EMA", "operating_EMA"}
     assert {"AP", "AP50", "AP-Platelets"} <= set(first["tiny"]["bbox"])
 
 

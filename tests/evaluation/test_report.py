@@ -18,10 +18,16 @@ def test_json_has_every_number_and_null_for_what_cannot_be_computed(tmp_path):
     assert saved == {"pets": {"bbox": {"AP": 1.5, "APs": None, "AP-cat": 2.5}}}
 
 
-def test_table_has_a_row_per_task_and_per_class(tmp_path, caplog):
-    results = {"bbox": {"AP": 1.5, "AP-cat": 2.5}, "bbox_EMA": {"AP": 3.5, "AP-cat": 4.5}}
+def test_tables_have_a_row_per_task_size_and_class(tmp_path, caplog):
+    rates = {name: 60.0 + i for i, name in enumerate(("precision", "recall", "F1"))}
+    sized = {f"{k}_{size}": v for k, v in rates.items() for size in ("small", "medium", "large")}
+    operating = {"threshold": 0.25, **rates, **sized, "precision-T-shirt": 7.0}
+    results = {"bbox": {"AP": 1.5, "AP-T-shirt": 2.5}, "operating": operating}
+    results["bbox_EMA"] = {"AP": 3.5, "AP-T-shirt": 4.5, "AP50-T-shirt": 5.5}
     with caplog.at_level("INFO"):
         report_results(results, ["pets"], str(tmp_path))
     rows = [line.replace(" ", "") for line in caplog.text.splitlines()]
-    for row in ("|bbox|1.50|", "|bbox_EMA|3.50|", "|cat|2.50|4.50|"):
+    for row in ("|bbox|1.50|", "|bbox_EMA|3.50|", "|T-shirt|2.50|7.00|", "|T-shirt|4.50|5.50|"):
+        assert row in rows
+    for row in ("Atscoresabove0.250:", "|all|60.00|61.00|62.00|", "|small|60.00|61.00|62.00|"):
         assert row in rows
