@@ -28,14 +28,15 @@ from ..data.datasets.image_files import EXIF_ORIENTATION
 from ..data.reader import read_image
 from ..errors import InputError, first_line
 from ..files import read_regular
+from .likeness import alike, likeness
 
 TRUNCATED = "truncated"
 WRONG_SIZE = "wrong-size"
 OUTSIDE = "outside"
 DUPLICATE_BOX = "duplicate-box"
 DUPLICATE_IMAGE = "duplicate-image"
+NEAR_DUPLICATE = "near-duplicate"
 ROTATED = "rotated"
-EMPTY = "empty"
 
 KINDS = {
     UNREADABLE: "the image cannot be decoded",
@@ -43,8 +44,8 @@ KINDS = {
     MISSING_IMAGE: "there is no such file",
     WRONG_SIZE: "the image has another size than the annotation says",
     ROTATED: "the image's EXIF data turns it: other programs may show it otherwise",
-    EMPTY: "the image has no boxes",
     DUPLICATE_IMAGE: "the same file, in this set or in another",
+    NEAR_DUPLICATE: "an image that looks like one of another set",
     BAD_ANNOTATION: "an annotation that cannot be read",
     ODD_ID: "annotation ids that make other programs' COCO evaluation wrong",
     UNKNOWN_CLASS: "a class that the data set does not have",
@@ -62,6 +63,7 @@ class ImageFacts(NamedTuple):
     size: Optional[Tuple[int, int]]  # (height, width) as EXIF wants it seen
     rotated: bool
     problem: Optional[Tuple[str, str]]  # kind and reason
+    likeness: bytes = b""  # perceptual hash; empty when it cannot be read
 
 
 def load_records(name: str) -> Tuple[List[Dict], List[Problem]]:
@@ -102,8 +104,6 @@ def check_boxes(record: Dict) -> List[Problem]:
         seen.add(key)
         if kind:
             found.append(Problem(kind, path, f"box {shown} in an image of {width} x {height}"))
-    if not record["annotations"]:
-        found.append(Problem(EMPTY, path, "no boxes"))
     return found
 
 
@@ -119,17 +119,19 @@ def read_facts(path: str, read: Callable[..., np.ndarray] = read_image) -> Image
         reason = getattr(error, "strerror", None) or str(error)
         return ImageFacts("", None, False, (MISSING_IMAGE, reason))
     try:
-        size = read(path).shape[:2]
+        pixels = read(path)
     except InputError as error:
         reason = str(error).split("cannot be read: ")[-1]
         kind = TRUNCATED if "truncated" in reason else UNREADABLE
         return ImageFacts(digest, None, False, (kind, reason))
+    size, look = pixels.shape[:2], likeness(pixels)
     try:
         with Image.open(path) as image:
             rotated = image.getexif().get(EXIF_ORIENTATION, 1) != 1
     except Exception as error:  # Pillow raises nearly every kind
-        return ImageFacts(digest, size, False, (UNREADABLE, f"EXIF data: {first_line(error)}"))
-    return ImageFacts(digest, size, rotated, None)
+        problem = UNREADABLE, f"EXIF data: {first_line(error)}"
+        return ImageFacts(digest, size, False, problem, look)
+    return ImageFacts(digest, size, rotated, None, look)
 
 
 def check_images(
@@ -142,8 +144,9 @@ def check_images(
         facts: of all records, set by set.
     """
     found, first = defaultdict(list), {}
-    facts = iter(facts)
+    facts, seen = iter(facts), {}  # what was seen: (likeness, path, set) by digest
     for name, dicts in records.items():
+        here = {}
         for record in dicts:
             path, fact = record["file_name"], next(facts)
             if fact.problem:
@@ -162,6 +165,13 @@ def check_images(
                 found[name].append(Problem(DUPLICATE_IMAGE, path, f"same as {other}{where}"))
             elif fact.digest:
                 first[fact.digest] = path, name
+                if fact.likeness:
+                    here[fact.digest] = fact.likeness, path, name
+        others, own = list(seen.values()), list(here.values())
+        for i, j in alike([look for look, *_ in own], [look for look, *_ in others]):
+            _, other, place = others[j]
+            found[name].append(Problem(NEAR_DUPLICATE, own[i][1], f"like {other} of '{place}'"))
+        seen.update(here)
     return found
 
 

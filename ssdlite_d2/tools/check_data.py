@@ -36,6 +36,10 @@ from .program import parse_args, program
 SAMPLE = 20_000  # boxes of a set that are compared with the anchors, at most
 SHOWN = 20  # defects of each kind that are printed
 LINE = 300  # characters of each, at most
+REMARKS = {
+    "images without boxes": "DATALOADER.FILTER_EMPTY_ANNOTATIONS False trains on them",
+    "crowds": "regions that evaluation ignores; DATASETS.CROWD is about training",
+}
 SIZES = ((0, 16), (16, 32), (32, 96), (96, 10**6))  # pixels of the network input
 
 
@@ -81,7 +85,7 @@ def describe(records: List[Dict], classes: List[str], cfg: CfgNode, anchors: np.
     scales = [(width / max(r["width"], 1), height / max(r["height"], 1)) * 2 for r in records]
     boxes = [boxes_of(record) * scale for record, scale in zip(records, scales)]
     ids = np.array([a["category_id"] for r in records for a in r["annotations"]], dtype=int)
-    per_image = [len(b) for b in boxes]
+    per_image = np.array([len(b) for b in boxes], dtype=int)
     boxes = np.concatenate([np.zeros((0, 4)), *boxes])
     sizes = np.sqrt(np.prod((boxes[:, 2:] - boxes[:, :2]).clip(0), axis=1))
     sampled = np.random.default_rng(0).permutation(len(boxes))[:SAMPLE]
@@ -100,8 +104,11 @@ def describe(records: List[Dict], classes: List[str], cfg: CfgNode, anchors: np.
     ]
     return {
         "images": len(records),
+        "images without boxes": int((per_image == 0).sum()),
         "boxes": len(boxes),
-        "boxes per image": _quantiles(np.array(per_image)),
+        "crowds": sum(bool(a.get("iscrowd", 0)) for r in records for a in r["annotations"]),
+        "classes without a box": [row["class"] for row in by_class if not row["boxes"]],
+        "boxes per image": _quantiles(per_image),
         "classes": by_class,
         "sizes": groups,
     }
@@ -123,6 +130,12 @@ def _share(matched: np.ndarray) -> Dict[str, float]:
 
 def show(name: str, problems: List[Problem], facts: Dict) -> None:
     print(f"\n== {name}: {facts['images']} images, {facts['boxes']} boxes")
+    for key in ("images without boxes", "crowds"):
+        if facts[key]:
+            print(f"{facts[key]} {key}: {REMARKS[key]}")
+    if unused := facts["classes without a box"]:
+        more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
+        print(f"classes without a box: {', '.join(unused[:SHOWN])}{more}"[:LINE])
     counts = Counter()
     for problem in problems:
         counts[problem.kind] += 1

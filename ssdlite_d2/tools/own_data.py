@@ -14,7 +14,7 @@ from ..config_file import INSTEAD_OF
 from ..data.datasets.annotations import Problem, Problems
 from ..data.datasets.entry import Entry
 from ..data.layouts import Layout, Mapping, find_layout
-from ..diagnostics.defects import EMPTY, check_boxes
+from ..diagnostics.defects import check_boxes
 from ..errors import InputError
 from ..files import write_atomically
 
@@ -104,7 +104,7 @@ def load_part(mapping: Mapping) -> Part:
     records = entry.records(problems)
     names = entry.find_classes()
     boxes = Counter(names[a["category_id"]] for r in records for a in r["annotations"])
-    found = [p for record in records for p in check_boxes(record) if p.kind != EMPTY]
+    found = [problem for record in records for problem in check_boxes(record)]
     return Part(mapping, records, boxes, problems.found + found)
 
 

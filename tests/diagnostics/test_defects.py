@@ -14,6 +14,7 @@ from conftest import ASSETS, CLASSES, assert_error, exits, run, voc_entry
 from PIL import Image
 
 from ssdlite_d2.diagnostics.defects import KINDS, check_boxes, read_facts
+from ssdlite_d2.diagnostics.likeness import alike, likeness
 
 TOOL = "ssdlite_d2.tools.check_data"
 
@@ -53,7 +54,7 @@ def record(*boxes, size=(40, 50)):
         ([(0, [float("nan"), 1, 2, 9])], ["not-finite"]),
         ([(0, [1, 1, 9, 9]), (1, [1, 1, 9, 9])], []),
         ([(0, [1, 1, 9, 9]), (0, [1, 1, 9, 9])], ["duplicate-box"]),
-        ([], ["empty"]),
+        ([], []),  # trained on, or left out, as the config says
     ],
 )
 def test_boxes(boxes, kinds):
@@ -137,8 +138,8 @@ def test_every_planted_defect_is_found_and_no_other(reported):
         ("duplicate-box", "box"),
         ("duplicate-image", "BloodImage_00000"),  # the other split has it
         ("duplicate-image", "twice2"),
-        ("empty", "none"),
         ("missing-image", "gone"),
+        *(("near-duplicate", name) for name in ("box", "boxes", "cat", "none", "size", "twice")),
         ("no-area", "boxes"),
         ("not-finite", "boxes"),
         ("outside", "boxes"),
@@ -198,6 +199,9 @@ def odd_files(tmp_path_factory):
         os.rename(images / "new.png", os.fsencode(images) + b"/" + name + b".png")
     (root / "labels").mkdir()
     (root / "labels" / "text.txt").write_text("0 .5 .5 0 0\n" * 50)
+    for name in names[1:]:
+        with open(os.fsencode(root / "labels") + b"/" + name + b".txt", "w") as file:
+            file.write("0 .5 .5 .2 .2\n" * 2)
     sizes = [(0, 40), (50, 0), (-5, 40), ("50", 40), ([], 40), (1e9, 40), (10**9, 40)]
     files = ["\x00.png", ["a.png"], "\udcff.png"]
     content = {
@@ -234,6 +238,33 @@ def test_defects_do_not_end_the_search_for_them(odd_files):
     assert report["y"]["images"] == 3
     for shown in (r"na\udcffme.png", r"\udce4\udcb8\udcad.png", r"\u732b"):  # bytes; the class
         assert shown in done.stdout
+
+
+def test_crowds_and_classes_without_boxes_are_counted(tmp_path):
+    shutil.copy(ASSETS / "bccd" / "JPEGImages" / "BloodImage_00000.jpg", tmp_path / "a.jpg")
+    box = {"image_id": 1, "category_id": 2, "bbox": [9, 9, 90, 90]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],
+        "annotations": [{**box, "id": 1}, {**box, "id": 2, "bbox": [5, 5, 9, 9], "iscrowd": 1}],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(("cells", "x", "cell"))],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    coco = {"NAME": "c", "FORMAT": "coco", "JSON": "c.json", "IMAGES": "."}
+    tool = ["-m", TOOL, "--config-file", write_config(tmp_path, coco), "--workers", 1]
+    done = run(*tool, DETECTRON2_DATASETS=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 crowds: " in done.stdout and "without a box: cells, x\n" in done.stdout
+
+
+@pytest.mark.parametrize("size", [(240, 320), (100, 90)])
+def test_likeness_is_of_what_is_seen(size):
+    paths = sorted((ASSETS / "bccd" / "JPEGImages").iterdir())
+    images = [cv2.imread(str(path)) for path in paths]
+    copies = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images]
+    jpegs = [cv2.imencode(".jpg", c // 2 + 50, [cv2.IMWRITE_JPEG_QUALITY, 40])[1] for c in copies]
+    some = [likeness(cv2.imdecode(jpeg, 1)) for jpeg in jpegs]
+    assert list(alike(some, [likeness(image) for image in images])) == [(i, i) for i in range(4)]
+    assert list(alike(some[:1], [likeness(image) for image in images[1:]])) == []
 
 
 def test_prints_some_of_each_kind_and_counts_the_rest(odd_files):
