@@ -3,17 +3,20 @@
 Letters: R anchors, M boxes. Boxes are XYXY in pixels of the network input.
 """
 
+import itertools
 from typing import List, NamedTuple, Tuple
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, BoxMode, pairwise_iou
+from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor, nn
 
-from ..data.datasets import dataset_errors
+from ..data import SSDDatasetMapper
+from ..data.build import load_train_records
+
+PASSES = 30  # over the training images, at most
 
 
 def anchor_coverage(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -64,34 +67,41 @@ def anchor_generator_of(cfg: CfgNode) -> Tuple[nn.Module, List[Tensor]]:
 
 
 class TrainingBoxes(NamedTuple):
-    """The boxes of all training sets of a config."""
+    """Boxes that a training sees."""
 
     boxes: np.ndarray  # (M, 4)
     classes: np.ndarray  # (M,) int64
 
-    def sample(self, most: int, seed: int = 0) -> "TrainingBoxes":
-        """At most so many of the boxes, drawn at random."""
-        chosen = np.random.default_rng(seed).permutation(len(self.boxes))[:most]
-        return TrainingBoxes(self.boxes[chosen], self.classes[chosen])
 
+def training_boxes(cfg: CfgNode, least: int = 10_000, seed: int = 0) -> TrainingBoxes:
+    """The boxes of augmented training images, as the mapper gives them; no file is read.
 
-def training_boxes(cfg: CfgNode) -> TrainingBoxes:
-    """The boxes of DATASETS.TRAIN that have area and are no crowd, images stretched to the input.
+    Args:
+        cfg: finished.
+        least: boxes; images are drawn until there are so many, each at most PASSES times.
+        seed: of the order of images and of augmentation.
 
     Raises:
-        InputError: a data set is unknown or its files are missing or wrong.
+        InputError: there is nothing to train on, or a data set is wrong.
     """
-    boxes, classes = [np.zeros((0, 4))], [np.zeros(0)]
-    height, width = cfg.INPUT.SIZE
-    for name in cfg.DATASETS.TRAIN:
-        with dataset_errors((name,)):
-            images = DatasetCatalog.get(name)
-        for image in images:
-            found = [a for a in image.get("annotations", []) if not a.get("iscrowd", 0)]
-            corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in found]
-            scale = np.array([width / image["width"], height / image["height"]] * 2)
-            boxes.append(np.array(corners, dtype=np.float64).reshape(-1, 4) * scale)
-            classes.append([a["category_id"] for a in found])
-    boxes, classes = np.concatenate(boxes), np.concatenate(classes).astype(np.int64)
-    keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    return TrainingBoxes(boxes[keep], classes[keep])
+    records = load_train_records(cfg)
+    sizes = {record["file_name"]: (record["height"], record["width"]) for record in records}
+
+    def read_blank(path: str, _: str, reduction: int = 1) -> np.ndarray:
+        return np.zeros((*(-(-side // reduction) for side in sizes[path]), 3), np.uint8)
+
+    mapper = SSDDatasetMapper(cfg, True, records=records, read=read_blank)
+    boxes, classes, count = [np.zeros((0, 4))], [np.zeros(0, np.int64)], 0
+    state = np.random.get_state()  # what augmentations draw from
+    np.random.seed(seed)
+    order = (np.random.permutation(len(records)) for _ in range(PASSES))
+    for number in itertools.chain.from_iterable(order):
+        truth = mapper(records[number])["instances"]
+        of_classes = truth.gt_classes.numpy()
+        boxes.append(truth.gt_boxes.tensor.numpy()[of_classes >= 0])
+        classes.append(of_classes[of_classes >= 0])
+        count += len(classes[-1])
+        if count >= least:
+            break
+    np.random.set_state(state)
+    return TrainingBoxes(np.concatenate(boxes).astype(np.float64), np.concatenate(classes))

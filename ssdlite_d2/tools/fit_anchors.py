@@ -1,9 +1,10 @@
-"""Fit the sizes of a config's anchors to its training sets.
+"""Fit the sizes of a config's anchors to the boxes that its training sees, after augmentation.
 
 python -m ssdlite_d2.tools.fit_anchors --config-file mine.yaml --output mine_fitted.yaml
 """
 
 import argparse
+import json
 import os
 from typing import Dict, List
 
@@ -25,7 +26,6 @@ from ..engine import finish_config
 from ..errors import InputError
 from .program import one_line_errors, parse_args
 
-MOST_BOXES = 20000  # of a larger data set, so many are drawn
 SMALL, LARGE = 32, 96  # sides in pixels: COCO's size groups, here of the network input
 
 
@@ -93,14 +93,14 @@ def yaml_block(cfg: CfgNode, boxes: List[List[List[int]]]) -> str:
     return "\n".join(["MODEL:", "  ANCHOR_GENERATOR:", "    BOXES:", *lines, ""])
 
 
-def write_config(path: str, base: str, block: str) -> None:
-    """Write a config that is ``base`` with the fitted boxes."""
+def write_config(path: str, base: str, block: str, output_dir: str) -> None:
+    """Write a config that is ``base`` with the fitted boxes and another output folder."""
     if os.path.realpath(path) == os.path.realpath(base):
         raise InputError(f"--output {path} is the --config-file; name another file")
     try:
         base = os.path.relpath(base, os.path.dirname(os.path.abspath(path)))
         with open(path, "w") as file:
-            file.write(f"_BASE_: {base}\n{block}")
+            file.write(f"_BASE_: {json.dumps(base)}\n{block}OUTPUT_DIR: {json.dumps(output_dir)}\n")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
@@ -114,24 +114,23 @@ def run(args: argparse.Namespace) -> None:
             f"MODEL.ANCHOR_GENERATOR.NAME is {cfg.MODEL.ANCHOR_GENERATOR.NAME}; only "
             "SSDAnchorGenerator's boxes can be fitted"
         )
-    data = training_boxes(cfg)
+    data = training_boxes(cfg, seed=args.seed)
     if not len(data.boxes):
         raise InputError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no boxes to fit to")
-    total, data = len(data.boxes), data.sample(MOST_BOXES, args.seed)
     before = anchor_coverage(anchors_of(cfg), data.boxes)
     fitted = fit_anchors(cfg, data, not args.count_boxes, args.steps, args.seed)
     cfg.MODEL.ANCHOR_GENERATOR.BOXES = fitted
     after = anchor_coverage(anchors_of(cfg), data.boxes)
     threshold = cfg.MODEL.SSD.ASSIGNER.IOU_THRESHOLD
     print(f"{', '.join(cfg.DATASETS.TRAIN)} at {cfg.INPUT.SIZE[0]} x {cfg.INPUT.SIZE[1]} pixels:")
-    drawn = f" ({MOST_BOXES:,} boxes drawn of {total:,})" if total > MOST_BOXES else ""
-    print(f"boxes that an anchor matches at IoU {threshold}, and best IoU{drawn}\n")
+    print(f"boxes of augmented images that an anchor matches at IoU {threshold}, and best IoU\n")
     print(coverage_table(cfg, data, {"before": before, "fitted": after}, threshold))
     block = yaml_block(cfg, fitted)
     print(f"\n{block}")
     if args.output:
-        write_config(args.output, find_config(args.config_file), block)
-        print(f"Written to {args.output}, which stands on {args.config_file}")
+        folder = f"{cfg.OUTPUT_DIR}_fitted"
+        write_config(args.output, find_config(args.config_file), block, folder)
+        print(f"Written to {args.output}, which stands on {args.config_file}; OUTPUT_DIR {folder}")
 
 
 def main() -> None:

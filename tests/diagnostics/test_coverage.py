@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from conftest import CLASSES, bare_config, data_opts, voc_entry
 
+from ssdlite_d2.data.build import build_train_mapper, load_train_records
 from ssdlite_d2.diagnostics.coverage import (
-    TrainingBoxes,
+    PASSES,
     anchor_coverage,
     anchors_of,
     training_boxes,
@@ -37,20 +38,37 @@ def test_anchors_of_a_config_have_its_sizes_on_its_maps():
     assert anchors[0] == pytest.approx([8 - 22.5, 8 - 22.5, 8 + 22.5, 8 + 22.5])
 
 
-def test_training_boxes_are_in_pixels_of_the_network_input(bccd):
-    entry = voc_entry(CLASSES=CLASSES)
-    cfg = bare_config(3, *data_opts(entry), "INPUT.SIZE", (240, 320))
+def bccd_config(*opts):
+    cfg = bare_config(3, *data_opts(voc_entry(CLASSES=CLASSES)), *opts)
     finish_config(cfg)
-    boxes, classes = training_boxes(cfg)
-    whole = training_boxes(bare_config(3, *data_opts(entry), "INPUT.SIZE", (480, 640)))
-    assert len(boxes) == len(classes) > 40 and set(classes) == {0, 1, 2}
-    assert boxes == pytest.approx(whole.boxes / 2)  # the images are 640 wide and 480 high
+    return cfg
+
+
+PLAIN = ["INPUT.EXPAND.PROB", 0.0, "INPUT.IOU_CROP.ENABLED", False, "INPUT.FLIP_PROB", 0.0]
+
+
+def test_training_boxes_are_in_pixels_of_the_network_input(bccd):
+    half, whole = (
+        training_boxes(bccd_config(*PLAIN, "INPUT.SIZE", size), least=1)
+        for size in ((240, 320), (480, 640))
+    )
+    assert len(half.boxes) == len(half.classes) > 3 and set(half.classes) <= {0, 1, 2}
+    assert half.boxes == pytest.approx(whole.boxes / 2)  # the images are 640 wide and 480 high
     assert whole.boxes == pytest.approx(whole.boxes.round())
-    assert (boxes[:, 2:] > boxes[:, :2]).all() and boxes.max() <= 320
+    every = training_boxes(bccd_config(*PLAIN))
+    assert len(every.boxes) == PASSES * len(np.unique(every.boxes, axis=0))
 
 
-def test_a_sample_keeps_boxes_and_their_classes_together():
-    data = TrainingBoxes(np.repeat(np.arange(50.0)[:, None], 4, axis=1), np.arange(50))
-    few, all_of_them = data.sample(20), data.sample(100)
-    assert (few.boxes[:, 0] == few.classes).all() and len(set(few.classes)) == 20
-    assert sorted(all_of_them.classes) == list(range(50))
+@pytest.mark.parametrize("keys", [["INPUT.FAST", False], ["INPUT.MOSAIC.PROB", 1.0], []])
+def test_training_boxes_are_those_of_the_mapper(bccd, keys):
+    cfg = bccd_config(*keys)
+    found = training_boxes(cfg, least=60, seed=3)
+    records = load_train_records(cfg)
+    mapper = build_train_mapper(cfg, records)  # which reads the files
+    np.random.seed(3)
+    first = [mapper(records[i])["instances"] for i in np.random.permutation(len(records))]
+    boxes = np.concatenate([truth.gt_boxes.tensor.numpy() for truth in first])[: len(found.boxes)]
+    assert len(boxes) > 20 and boxes == pytest.approx(found.boxes[: len(boxes)])
+    before = np.random.get_state()[1].tolist()
+    training_boxes(cfg, least=1)
+    assert np.random.get_state()[1].tolist() == before
