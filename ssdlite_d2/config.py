@@ -49,6 +49,8 @@ def add_ssd_config(cfg: CN) -> None:
     # Which tensor of MobileNetV2's or V3's stride-16 stage is c4: "block" (its output, 96 or 112
     # channels) or "expansion" (576 or 672 channels inside the block after it, as in the papers).
     _C.MODEL.SSD.BACKBONE.TAP = "block"
+    # VGG16: what scales c4, "l2" (L2Norm, as in the paper) or "batch" (the norm of NORM).
+    _C.MODEL.SSD.BACKBONE.TAP_NORM = "l2"
     # Padding of strided convolutions: "symmetric", or "same" as TensorFlow pads. (Extra blocks of
     # kind "conv" have their own in EXTRA_CONVS.)
     _C.MODEL.SSD.BACKBONE.PADDING = "symmetric"
@@ -60,7 +62,8 @@ def add_ssd_config(cfg: CN) -> None:
     # MobileNetV3: squeeze-excite before the activation of the depthwise convolution.
     _C.MODEL.SSD.BACKBONE.SE_BEFORE_ACTIVATION = False
     # The blocks behind the trunk, maps extra0, extra1, ...: "inverted_residual",
-    # "inverted_residual_v3", "depthwise", "sandglass" or "conv"; see modeling/backbone/extras.py.
+    # "inverted_residual_v3", "inverted_residual_hardswish", "depthwise", "sandglass" or "conv"; see
+    # modeling/backbone/extras.py.
     _C.MODEL.SSD.BACKBONE.EXTRA_BLOCK = "inverted_residual"
     # Output channels of each.
     _C.MODEL.SSD.BACKBONE.EXTRA_CHANNELS = [512, 256, 256, 64]

@@ -19,24 +19,21 @@ sys.path.insert(0, str(ROOT))
 
 import cv2  # noqa: E402
 from detectron2.data import DatasetCatalog  # noqa: E402
-from detectron2.modeling import build_model  # noqa: E402
 
 from ssdlite_d2 import load_config  # noqa: E402
-from ssdlite_d2.checkpoint import SSDCheckpointer  # noqa: E402
 from ssdlite_d2.data import register_datasets  # noqa: E402
 
-TREES = "ssdlite_mnv2_neon_trees"
 CLASSES = ["RBC", "WBC", "Platelets"]
 ENTRY = {"NAME": "all", "FORMAT": "voc", "ROOT": "tests/assets/bccd", "SPLIT": "all"}
 ENTRY["CLASSES"] = CLASSES
 
 
 def make_folder(folder: Path) -> None:
-    """What the commands expect: a checkout, data in COCO's format, a trained model of trees."""
+    """What the commands expect: a checkout and data in COCO's format."""
     for name in ("train_net.py", "configs", "ssdlite_d2", "docs"):
         (folder / name).symlink_to(ROOT / name)
     images = ROOT / "tests" / "assets" / "bccd" / "JPEGImages"
-    for place in ("images", "datasets/mine/images", "datasets/neon_trees/val"):
+    for place in ("images", "datasets/mine/images"):
         shutil.copytree(images, folder / place)
     records = read_records()
     for split, chosen in (("train", records[:3]), ("val", records[3:])):
@@ -49,13 +46,6 @@ def make_folder(folder: Path) -> None:
     for image in sorted(images.iterdir()):
         film.write(cv2.imread(str(image)))
     film.release()
-    cfg = load_config(f"{TREES}.yaml", ["MODEL.DEVICE", "cpu"])
-    SSDCheckpointer(build_model(cfg), make_path(folder / "output" / TREES)).save("model_final")
-
-
-def make_path(path: Path) -> str:
-    path.mkdir(parents=True)
-    return str(path)
 
 
 def read_records():

@@ -190,7 +190,7 @@ def rows(page):
 
 def test_tables_of_the_zoo_agree_and_analyze_prints_them(monkeypatch, capsys):
     short, long = rows("README.md"), rows("docs/model-zoo.md")
-    assert len(long) == 14
+    assert len(long) == 18
     for name, (published, parameters, madds, _, source) in long.items():
         assert short[name] == [published, parameters, madds, source]
     name = "ssdlite_mnv2.yaml"

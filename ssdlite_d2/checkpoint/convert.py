@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, one_of
 from .lufficc import convert_lufficc
+from .pytorch_ssd import convert_pytorch_ssd
 from .tensorflow import convert_tensorflow
 from .torchvision_ssd import convert_torchvision
 
@@ -30,6 +31,7 @@ class Converted(NamedTuple):
 SOURCES: Dict[str, Callable] = {
     "ssdlite-pytorch": convert_lufficc,
     "lufficc": convert_lufficc,
+    "pytorch-ssd": convert_pytorch_ssd,
     "torchvision": convert_torchvision,
     "tensorflow": convert_tensorflow,
 }
@@ -45,11 +47,10 @@ def convert(source: str, state: State, model: nn.Module) -> Converted:
     expected = {k: v for k, v in model.state_dict().items() if not k.endswith("batches_tracked")}
     unused = sorted(set(converted) - set(expected))
     missing = sorted(set(expected) - set(converted))
-    wrong = [
-        f"{k} {tuple(converted[k].shape)} for {tuple(v.shape)}"
-        for k, v in expected.items()
-        if k in converted and converted[k].shape != v.shape
-    ]
+    others = {k: v for k, v in expected.items() if k in converted and converted[k].shape != v.shape}
+    if not (unused or missing):
+        _check_classes(others, converted, model)
+    wrong = [f"{k} {tuple(converted[k].shape)} for {tuple(v.shape)}" for k, v in others.items()]
     problems = [
         f"{len(names)} tensors {what}: {_some(names)}"
         for names, what in (
@@ -67,6 +68,19 @@ def convert(source: str, state: State, model: nn.Module) -> Converted:
         if name.endswith("batches_tracked")
     }
     return Converted({**converted, **counters}, dropped)
+
+
+def _check_classes(others: State, converted: State, model: nn.Module) -> None:
+    """Raises InputError when the class scores are all that differs; the sources have K + 1 each."""
+    if not others or not all(name.startswith("head.cls_score.") for name in others):
+        return
+    name, expected = next(iter(others.items()))
+    columns, rest = divmod(len(converted[name]) * model.criterion.num_scores, len(expected))
+    if not rest:
+        raise InputError(
+            f"the file is of {columns - 1} classes, the config of {model.num_classes}; set "
+            "CLASSES in DATASETS.REGISTER, or MODEL.SSD.NUM_CLASSES"
+        )
 
 
 def _some(names: List[str]) -> str:

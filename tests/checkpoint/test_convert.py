@@ -1,16 +1,23 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
-from conftest import assert_error, exits, load_bare, make_model
+from conftest import ROOT, assert_error, exits, load_bare, make_model
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.modeling import build_model
 from torch import nn
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 
+import ssdlite_d2
 from ssdlite_d2 import InputError
 from ssdlite_d2.checkpoint.checkpointer import trunk_to_backbone
 from ssdlite_d2.checkpoint.convert import convert
 from ssdlite_d2.checkpoint.rows import background_last, take_columns
+
+sys.path.insert(0, str(ROOT / "tests" / "goldens"))
+import verify
 
 COCO_IDS = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
 
@@ -182,3 +189,55 @@ def test_the_tool_writes_a_whole_checkpoint_or_nothing(tmp_path):
     theirs_bias = theirs.state_dict()[last].view(6, 91)
     assert torch.equal(model.head.cls_score[5][3].bias.view(6, 81)[:, 80], theirs_bias[:, 0])
     assert torch.equal(model.head.cls_score[5][3].bias.view(6, 81)[:, 79], theirs_bias[:, 90])
+
+
+@pytest.fixture
+def jetson(tmp_path):
+    """A folder of pytorch-ssd's users: mb2-ssd-lite of three classes and its labels.txt."""
+    golden = verify.load("qfgaohao__mb2_ssd_lite")
+    params = {**golden["meta"]["params"], "num_classes": 4}
+    entries = [entry[:3] for entry in golden["entries"]]
+    for entry in entries:
+        if verify.fillmod.is_cls_predictor(*entry[:2], golden["meta"]["params"]):
+            entry[1] = [entry[1][0] // 21 * 4, *entry[1][1:]]
+    state = {k: torch.from_numpy(v) for k, v in verify.fillmod.fill(entries, params).items()}
+    torch.save(state, tmp_path / "mb2.pth")
+    (tmp_path / "labels.txt").write_text("BACKGROUND\nhand gun\nknife\nfork\n")
+    (tmp_path / "out").mkdir()
+    return tmp_path
+
+
+def test_classes_of_a_labels_file(jetson):
+    out, voc, other = jetson / "out" / "mb2.pth", jetson / "voc.txt", jetson / "other.txt"
+    names = MetadataCatalog.get("voc_2007_test").thing_classes
+    voc.write_text("\n".join(["BACKGROUND", *names, ""]))
+    other.write_text("hand gun\nknife\n")
+    command = ["--source", "pytorch-ssd", "--config-file", "pytorch_ssd/mb2_ssd_lite.yaml"]
+    files = [jetson / "mb2.pth", out]
+    cases = [
+        [*command, *files],
+        [*command, *files],
+        [*command, "--labels", voc, *files],
+        [*command, "--labels", other, *files],
+        [*command, "--labels", jetson / "no.txt", *files],
+        [*command, *files, "--opts", "INPUT.SIZE", "(320, 320)"],
+    ]
+    first, again, *codes = exits("ssdlite_d2.tools.convert_checkpoint", *cases)
+    assert first == again == 0
+    errors = (
+        ("the file is of 3 classes, the config of 20", "MODEL.SSD.NUM_CLASSES"),
+        ("other.txt is no list of classes", "BACKGROUND"),
+        ("no.txt: No such file",),
+        ("config.yaml is of another model",),
+    )
+    for code, words in zip(codes, errors):
+        assert_error(code, *words)
+    model = ssdlite_d2.load(out, "MODEL.DEVICE", "cpu")
+    assert model.classes == ["hand gun", "knife", "fork"]
+    found = model.predict(np.zeros((30, 40, 3), np.uint8))
+    assert len(found) > 0 and set(found.class_names) <= set(model.classes)
+    there = torch.load(jetson / "mb2.pth")["classification_headers.5.bias"].view(6, 4)
+    content = torch.load(out, weights_only=True)
+    assert content["ssd"] == {"classes": model.classes}
+    here = content["model"]["head.cls_score.5.bias"].view(6, 4)
+    assert torch.equal(here, there[:, [1, 2, 3, 0]])  # the background is the last one here

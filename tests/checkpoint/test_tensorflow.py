@@ -160,7 +160,7 @@ def test_the_graph_is_read_without_tensorflow(model, tmp_path):
     two.load_state_dict(state)
     columns = torch.from_numpy(values["BoxPredictor_1/ClassPredictor/biases"]).view(6, 3)
     assert torch.equal(state["head.cls_score.1.3.bias"].view(6, 2), columns[:, 1:])
-    with pytest.raises(InputError, match=r"another shape: head.cls_score.0.3.weight \(9, 576"):
+    with pytest.raises(InputError, match="the file is of 2 classes, the config of 80"):
         convert("tensorflow", read[0], model)
     with pytest.raises(
         InputError, match="1 tensors of the file have no place in the model: Other/weights"

@@ -32,6 +32,8 @@ CONFIGS = [
     "ssd300_vgg16_voc.yaml",
     "torchvision/ssdlite320_mobilenet_v3_large.yaml",
     "tf/ssdlite_mobilenet_v2_coco.yaml",
+    "pytorch_ssd/mb1_ssd.yaml",
+    "pytorch_ssd/mb3_large_ssd_lite.yaml",
 ]
 # OpenVINO reads the ONNX file; where its operators differ from the others'.
 OPENVINO = ["ssdlite_mnv2.yaml", "torchvision/ssdlite320_mobilenet_v3_large.yaml"]

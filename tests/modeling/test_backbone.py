@@ -40,13 +40,17 @@ def test_taps_are_torchvisions_tensors(tap, index):
     assert torch.allclose(outputs["c4"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "mobilenetv3", "mobilenext", "efficientnet_b3"])
+MOBILE = ["mobilenetv1", "mobilenetv2", "mobilenetv3", "mobilenetv3_se_last"]
+MOBILE += ["mobilenext", "efficientnet_b3"]
+
+
+@pytest.mark.parametrize("name", MOBILE)
 @pytest.mark.parametrize("last", [True, False])
 def test_every_mobile_trunk_has_maps_of_stride_8_16_and_32(name, last):
     opts = ["MODEL.BACKBONE.NAME", f"build_ssd_{name}_backbone", "MODEL.DEVICE", "meta"]
     opts += ["MODEL.SSD.BACKBONE.LAST_CONV", last, "MODEL.SSD.BACKBONE.EXTRA_CHANNELS", "[]"]
     backbone = build_backbone(bare_config(3, *opts, "MODEL.SSD.BACKBONE.EXTRA_EXPANSION", "[]"))
-    outputs = backbone(torch.zeros(1, 3, 64, 64))
+    outputs = backbone(torch.zeros(2, 3, 64, 64))
     assert list(outputs) == ["c3", "c4", "c5"]
     for stride, (key, x) in zip((8, 16, 32), outputs.items()):
         assert backbone.output_shape()[key] == ShapeSpec(channels=x.shape[1], stride=stride)

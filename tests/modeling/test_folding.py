@@ -15,6 +15,8 @@ from ssdlite_d2.modeling.inference.folding import FOLDABLE, fold_norms
 # one of every trunk, extra block and head; norms of each
 ZOO = {
     "ssd300_efficientnet_b3_voc.yaml": 77,
+    "pytorch_ssd/mb1_ssd.yaml": 27,
+    "pytorch_ssd/mb3_large_ssd_lite.yaml": 87,
     "ssdlite_mnext.yaml": 96,
     "ssdlite_mnv2.yaml": 74,
     "ssdlite_mnv3_voc.yaml": 68,

@@ -32,6 +32,10 @@ GOLDENS = {
     "lufficc__mobilenet_v2_ssd320_voc0712": ("ssdlite_mnv2_lufficc_voc.yaml", "lufficc"),
     "lufficc__mobilenet_v3_ssd320_voc0712": ("ssdlite_mnv3_voc.yaml", "lufficc"),
     "lufficc__efficient_net_b3_ssd300_voc0712": ("ssd300_efficientnet_b3_voc.yaml", "lufficc"),
+    "qfgaohao__mb1_ssd": ("pytorch_ssd/mb1_ssd.yaml", "pytorch-ssd"),
+    "qfgaohao__mb2_ssd_lite": ("pytorch_ssd/mb2_ssd_lite.yaml", "pytorch-ssd"),
+    "qfgaohao__mb3_large_ssd_lite": ("pytorch_ssd/mb3_large_ssd_lite.yaml", "pytorch-ssd"),
+    "qfgaohao__vgg16_ssd": ("pytorch_ssd/vgg16_ssd.yaml", "pytorch-ssd"),
 }
 FILES = sorted(path.stem for path in Path(verify.HERE).glob("[!f]*.npz"))
 

@@ -1,6 +1,8 @@
 from .efficientnet import build_ssd_efficientnet_b3_backbone
+from .mobilenetv1 import build_ssd_mobilenetv1_backbone
 from .mobilenetv2 import build_ssd_mobilenetv2_backbone
 from .mobilenetv3 import build_ssd_mobilenetv3_backbone
+from .mobilenetv3_se_last import build_ssd_mobilenetv3_se_last_backbone
 from .mobilenext import build_ssd_mobilenext_backbone
 from .pan import PAN
 from .pyramid import SSDBackbone, Tap, trunk_prefix
@@ -12,8 +14,10 @@ __all__ = [
     "SSDBackbone",
     "Tap",
     "build_ssd_efficientnet_b3_backbone",
+    "build_ssd_mobilenetv1_backbone",
     "build_ssd_mobilenetv2_backbone",
     "build_ssd_mobilenetv3_backbone",
+    "build_ssd_mobilenetv3_se_last_backbone",
     "build_ssd_mobilenext_backbone",
     "build_ssd_timm_backbone",
     "build_ssd_vgg16_backbone",

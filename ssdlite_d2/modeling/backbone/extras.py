@@ -4,9 +4,9 @@ from typing import Callable, List
 
 from detectron2.config import CfgNode
 from torch import nn
+from torchvision.models import mobilenetv3
 from torchvision.models._utils import _make_divisible
 from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.ops import Conv2dNormActivation
 
 from ...errors import InputError, one_of
@@ -22,9 +22,20 @@ def inverted_residual(inputs: int, outputs: int, expansion: float, norm: Norm) -
 
 def inverted_residual_v3(inputs: int, outputs: int, expansion: float, norm: Norm) -> nn.Module:
     """MobileNetV3's block with squeeze-excite before its activation, as lufficc/SSD has it."""
+    return se_before_activation(_mobilenetv3(inputs, outputs, expansion, has_se=True), norm)
+
+
+def inverted_residual_hardswish(
+    inputs: int, outputs: int, expansion: float, norm: Norm
+) -> nn.Module:
+    """MobileNetV3's block without squeeze-excite, as pytorch-ssd has it."""
+    config = _mobilenetv3(inputs, outputs, expansion, has_se=False)
+    return mobilenetv3.InvertedResidual(config, norm)
+
+
+def _mobilenetv3(inputs: int, outputs: int, expansion: float, has_se: bool):
     width = _make_divisible(inputs * expansion, 8)
-    config = InvertedResidualConfig(inputs, 3, width, outputs, True, "HS", 2, 1, 1.0)
-    return se_before_activation(config, norm)
+    return mobilenetv3.InvertedResidualConfig(inputs, 3, width, outputs, has_se, "HS", 2, 1, 1.0)
 
 
 def depthwise(inputs: int, outputs: int, expansion: float, norm: Norm) -> nn.Module:
@@ -56,6 +67,7 @@ def sandglass(inputs: int, outputs: int, expansion: float, norm: Norm) -> nn.Mod
 BLOCKS = {
     "inverted_residual": inverted_residual,
     "inverted_residual_v3": inverted_residual_v3,
+    "inverted_residual_hardswish": inverted_residual_hardswish,
     "depthwise": depthwise,
     "sandglass": sandglass,
 }

@@ -16,7 +16,7 @@ class Tap(NamedTuple):
         channels, stride: of the map.
         inside: None taps the block's output; n taps what the first n layers inside it give. Only a
             block without a residual connection can be tapped inside.
-        norm: an L2Norm for the map, or None; the trunk goes on from the tensor before it.
+        norm: a layer for the map alone, or None; the trunk goes on from the tensor before it.
     """
 
     name: str
