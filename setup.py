@@ -31,7 +31,10 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["ssdlite_d2", "ssdlite_d2.*"]), "ssdlite_d2.configs"],
     package_dir={"ssdlite_d2.configs": "configs"},
-    package_data={"ssdlite_d2.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "ssdlite_d2.configs": ["*.yaml", "*/*.yaml"],
+        "ssdlite_d2.tools.report": ["*.css", "*.js"],
+    },
     entry_points={"console_scripts": ["ssdlite = ssdlite_d2.tools.cli:main"]},
     # Detectron2 has no release on the package index: see README.md, "Install".
     install_requires=[

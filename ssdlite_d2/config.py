@@ -340,6 +340,9 @@ def add_ssd_config(cfg: CN) -> None:
     _C.TEST.EVALUATIONS = 0
     # Images that each process runs through the network at once in evaluation.
     _C.TEST.IMS_PER_BATCH = 8
+    # Write report.html into OUTPUT_DIR when training ends: the model evaluated on the first of
+    # DATASETS.TEST, and what is wrong with its detections.
+    _C.TEST.REPORT = True
     # Images of each test set that TensorBoard shows with predicted and true boxes.
     _C.TEST.PREVIEW_IMAGES = 4
 

@@ -226,7 +226,7 @@ FLOORS = [
     {"engine", "export", "diagnostics"},
     {"checkpoint", "evaluation"},
     {"modeling", "data"},
-    {"config", "config_file", "files", "errors"},
+    {"config", "config_file", "files", "errors", "provenance"},
 ]
 
 

@@ -33,6 +33,7 @@ from ..errors import InputError
 from ..evaluation import BoxEvaluator, VOCEvaluator, merge_results, report_results
 from ..modeling.inference.fused import for_inference
 from ..modeling.inference.rounding import round_convolutions
+from ..provenance import made_with
 from .config_checks import check_batch
 from .ema import EMAHook, ModelEMA
 from .guards import INTERRUPTED, NonFiniteGuard, StopSignal, WorkerDied, failures_reported
@@ -153,7 +154,7 @@ class SSDTrainer(DefaultTrainer):
             results = merge_results(results, cls.test(cfg, ema.module))
         if comm.is_main_process() and results:
             folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-            report_results(results, cfg.DATASETS.TEST, folder)
+            report_results(results, cfg.DATASETS.TEST, folder, made_with(cfg))
         return results
 
     @classmethod

@@ -32,12 +32,17 @@ class BoxEvaluator(COCOEvaluator):
     A data set with ``json_file`` in its metadata, as Detectron2's own, is evaluated by that file;
     any other by the dataset dicts of its loader. The parent needs unique annotation ids above 0,
     ``area`` and ``iscrowd`` in such a file; here they may be absent.
+
+    Attributes:
+        image_ids: after ``evaluate``, in the order of the tables.
+        tables: detections and true boxes, as BoxTable.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):
         """
         Args:
-            output_dir: gets the detections in COCO's format, with the files' image and class ids.
+            output_dir: gets the detections in COCO's format, with the files' image and class ids;
+                "": they are not written.
         """
         self._logger = logging.getLogger(__name__)
         self._distributed, self._output_dir = True, output_dir
@@ -57,8 +62,9 @@ class BoxEvaluator(COCOEvaluator):
         found = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
         for detection in found:
             detection["category_id"] = self._category_ids[detection["category_id"]]
-        with open(os.path.join(self._output_dir, "coco_instances_results.json"), "w") as out:
-            json.dump(found, out)
+        if self._output_dir:
+            with open(os.path.join(self._output_dir, "coco_instances_results.json"), "w") as out:
+                json.dump(found, out)
         if not self._truth.get("annotations"):  # such as a test set of a challenge
             self._logger.info("There are no annotations to evaluate by")
             return
@@ -79,12 +85,12 @@ class BoxEvaluator(COCOEvaluator):
         for name, precision in zip(several, halves.T):
             known = precision[precision > -1]
             self._results["bbox"][f"AP50-{name}"] = 100 * known.mean() if known.size else math.nan
-        image_ids = image_order(self._truth) if img_ids is None else img_ids
-        tables = [
-            box_table(entries, image_ids, self._category_ids)
+        self.image_ids = image_order(self._truth) if img_ids is None else img_ids
+        self.tables = tuple(
+            box_table(entries, self.image_ids, self._category_ids)
             for entries in (given, self._truth["annotations"])
-        ]
-        self._results["operating"] = operating_results(*tables, several)
+        )
+        self._results["operating"] = operating_results(*self.tables, several)
 
 
 def coco_truth(records: Sequence[Dict], category_ids: Sequence[int]) -> Dict:

@@ -4,12 +4,14 @@ import json
 import logging
 import math
 import os
-from typing import Dict, Sequence
+from typing import Dict, Optional, Sequence
 
 from detectron2.evaluation import print_csv_format
 from tabulate import tabulate
 
 from .operating import RATES, SIZES
+
+GAP, LOW = 10.0, 50.0  # of AP50: from training to test set; of too little on the former
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,22 @@ def merge_results(results: Dict, averaged: Dict) -> Dict:
     return {**results, **{f"{task}_EMA": metrics for task, metrics in averaged.items()}}
 
 
-def report_results(results: Dict, names: Sequence[str], folder: str) -> None:
+def judge_fit(train_ap50: float, test_ap50: float) -> str:
+    """Over- or underfitting, in a sentence, by AP50 on both sets."""
+    if train_ap50 - test_ap50 > GAP:
+        verdict = "overfitting; more images, stronger augmentation or fewer iterations may help"
+    elif train_ap50 < LOW:
+        verdict = "underfitting; more iterations, a larger INPUT.SIZE or a larger model may help"
+    else:
+        verdict = "no sign of over- or underfitting"
+    return (
+        f"AP50 is {train_ap50:.1f} on training images, {test_ap50:.1f} on test images: {verdict}."
+    )
+
+
+def report_results(
+    results: Dict, names: Sequence[str], folder: str, made_with: Optional[Dict] = None
+) -> None:
     """Log results as tables and Detectron2's copy-paste lines, and save ``results.json``.
 
     Args:
@@ -33,6 +50,7 @@ def report_results(results: Dict, names: Sequence[str], folder: str) -> None:
         names: of the data sets.
         folder: of the file, which has data set -> task -> metric -> value; what cannot be computed
             is null.
+        made_with: facts that the file has under that name.
     """
     nested = results if _has_datasets(results) else {names[0]: results}
     for name, tasks in nested.items():
@@ -42,7 +60,8 @@ def report_results(results: Dict, names: Sequence[str], folder: str) -> None:
             print_csv_format(averaged)
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "results.json"), "w") as out:
-        json.dump(_finite(nested), out, indent=1)
+        facts = {} if made_with is None else {"made_with": made_with}
+        json.dump({**_finite(nested), **facts}, out, indent=1)
 
 
 def _tables(tasks: Dict[str, Dict[str, float]]) -> str:

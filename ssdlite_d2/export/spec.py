@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
@@ -11,6 +10,7 @@ from detectron2.config import CfgNode
 
 from ..data.datasets.register import classes_of
 from ..modeling import SSD, InputResize
+from ..provenance import commit
 
 
 @dataclass
@@ -87,19 +87,3 @@ def class_names(cfg: CfgNode, model: SSD) -> List[str]:
         if names:
             return list(names)
     return [str(i) for i in range(model.num_classes)]
-
-
-def commit() -> str:
-    """The commit of this package's checkout; its version where there is none."""
-    from .. import __version__
-
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return __version__
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip() or __version__

@@ -36,6 +36,7 @@ COMMANDS = {
     "eval": Command("train", "accuracy of a trained MODEL on its test data", ["--eval-only"]),
     "predict": Command("demo", "draw what a MODEL finds in images or a video", [], "--input"),
     "export": Command("export", "make a bundle of a MODEL that runs without PyTorch"),
+    "report": Command("report.__main__", "what is good and bad about a MODEL, or compare several"),
     "check": Command("check_data", "what is wrong with images and boxes of DATA", of_data=True),
     "view": Command("visualize_data", "draw what a training on DATA sees", of_data=True),
     "fit-anchors": Command("fit_anchors", "fit anchor sizes to DATA", of_data=True),
@@ -62,7 +63,11 @@ def expand(command: Command, words: List[str]) -> List[str]:
     """Arguments of a command's module: a MODEL in front becomes its config and weights."""
     if command.module == "train" and not command.before:
         return words
-    if not words or words[0].startswith("-") or command.module.startswith(("benchmark", "convert")):
+    if (
+        not words
+        or words[0].startswith("-")
+        or command.module.startswith(("benchmark", "convert", "report"))
+    ):
         return [*command.before, *words]
     if command.of_data and not Path(words[0], "config.yaml").is_file():
         from .own_data import write_own_config

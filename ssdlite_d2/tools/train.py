@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import List, Type
 
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -17,8 +18,11 @@ from detectron2.utils import comm
 from ..engine import SSDTrainer, run_main, setup
 from ..engine.console import ConsoleTrainer
 from ..errors import InputError
+from ..evaluation.report import judge_fit
 from .own_data import write_own_config
 from .program import one_line_errors, split_options
+
+logger = logging.getLogger(__name__)
 
 
 def train_or_evaluate(args: argparse.Namespace, trainer_class: Type[SSDTrainer] = SSDTrainer):
@@ -29,14 +33,46 @@ def train_or_evaluate(args: argparse.Namespace, trainer_class: Type[SSDTrainer] 
     """
     cfg = setup(args)
     if args.eval_only:
-        results = trainer_class.evaluate_only(cfg, resume=args.resume)
+        on_train = getattr(args, "on_train", False)
+        results = trainer_class.evaluate_only(with_train(cfg) if on_train else cfg, args.resume)
         if comm.is_main_process():
+            if on_train:
+                pair = (results[names[0]] for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
+                logger.info(judge_fit(*(tasks["bbox"]["AP50"] for tasks in pair)))
             verify_results(cfg, results)
         return results
 
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    results = trainer.train()
+    if comm.is_main_process() and cfg.TEST.REPORT and cfg.DATASETS.TEST:
+        write_report(cfg.OUTPUT_DIR)
+    return results
+
+
+def with_train(cfg: CfgNode) -> CfgNode:
+    """The config, evaluating on the first training set as well.
+
+    Raises:
+        InputError: there is no such set, or it is a test set.
+    """
+    cfg, train, test = cfg.clone(), cfg.DATASETS.TRAIN[:1], cfg.DATASETS.TEST
+    if not train or not test or train[0] in test:
+        raise InputError(f"--on-train: DATASETS.TRAIN is {train} and DATASETS.TEST {test}")
+    cfg.defrost()
+    cfg.DATASETS.TEST = (*test, *train)
+    cfg.freeze()
+    return cfg
+
+
+def write_report(folder: str) -> None:
+    """The report on a training that has ended well, which it still has when this fails."""
+    from .report.__main__ import report
+
+    try:
+        report([folder])
+    except Exception:
+        logger.exception(f"No report; try again with: ssdlite report {folder}")
 
 
 def _with_console(args: argparse.Namespace):
@@ -51,6 +87,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = default_argument_parser(epilog=__doc__.split("\n\n")[-1])
     parser.add_argument(
         "--model", metavar="NAME", help="a config of the package (`ssdlite models`), with DATA"
+    )
+    parser.add_argument(
+        "--on-train", action="store_true", help="with eval: on the training set as well"
     )
     parser.add_argument(
         "--output", metavar="DIR", help="where all goes, with DATA (default: output/<its name>)"

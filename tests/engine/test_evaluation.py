@@ -40,7 +40,13 @@ def saved_results(folder):
 
 def test_weights_are_evaluated_the_same_every_time(folder):
     trained, first, second = (saved_results(folder / n) for n in ("train", "first", "second"))
+    made = [results.pop("made_with") for results in (trained, first, second)]
     assert trained == first == second
+    assert all(m["commit"] and m["hardware"] and m["versions"]["torch"] for m in made)
+    assert [m["config"]["OUTPUT_DIR"] for m in made[1:]] == [
+        str(folder / n) for n in ("first", "second")
+    ]
+    assert made[0]["seed"] == made[0]["config"]["SEED"] == 3
     assert set(first["tiny"]) == {"bbox", "operating", "bbox_EMA", "operating_EMA"}
     assert {"AP", "AP50", "AP-Platelets"} <= set(first["tiny"]["bbox"])
 
