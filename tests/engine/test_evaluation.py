@@ -72,6 +72,7 @@ def test_best_weights_are_those_of_the_metric(folder):
 
 
 def test_final_weights_are_the_average(folder):
+    assert "</html>" in (folder / "train" / "report.html").read_text()
     final = torch.load(folder / "train" / "model_final.pth")["model"]
     last = torch.load(folder / "train" / "model_0000001.pth")
     assert all(torch.equal(v, last["ema"][f"module.{name}"]) for name, v in final.items())

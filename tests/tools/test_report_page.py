@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -20,6 +21,7 @@ from ssdlite_d2.evaluation.operating import box_table
 from ssdlite_d2.evaluation.report import judge_fit
 from ssdlite_d2.export.bundle import export_bundle
 from ssdlite_d2.export.options import ExportOptions
+from ssdlite_d2.tools import train
 from ssdlite_d2.tools.report.__main__ import report
 from ssdlite_d2.tools.report.runs import Evaluated, Run
 from ssdlite_d2.tools.report.single import write_page
@@ -156,6 +158,26 @@ def test_errors(runs, tmp_path):
     for arguments, words in cases:
         with pytest.raises(InputError, match=words):
             report(**arguments)
+
+
+def test_eval_on_the_training_set(runs, tmp_path, monkeypatch):
+    root, *_ = runs
+    entries = [{**ENTRY, "NAME": name} for name in ("there", "here")]
+    words = ["--eval-only", "--on-train", "--config-file", root / "first" / "config.yaml"]
+    words += ["MODEL.WEIGHTS", root / "first" / "model_final.pth", "OUTPUT_DIR", tmp_path]
+    words += ["DATASETS.REGISTER", entries, "DATASETS.TRAIN", "('there',)"]
+    for test, outcome in (("here", None), ("there", "error: --on-train")):
+        tail = ["DATASETS.TEST", (test,)]
+        monkeypatch.setattr(sys, "argv", ["ssdlite eval", *map(str, [*words, *tail])])
+        if outcome:
+            with pytest.raises(SystemExit, match=outcome):
+                train.main()
+        else:
+            train.main()
+    results = json.loads((tmp_path / "inference" / "results.json").read_text())
+    assert results["here"] == results["there"]
+    value = results["here"]["bbox"]["AP50"]
+    assert judge_fit(value, value) in (tmp_path / "log.txt").read_text()
 
 
 def test_overfitting_is_said():
