@@ -58,15 +58,20 @@ class ExportedSSD(nn.Module):
         """
         x = image.permute(0, 3, 1, 2) if self.channels_last else image
         height, width = x.shape[-2:]
+        scores, deltas = self.codes(x)
+        boxes = self.model.box2box_transform.decode_all(deltas, self.anchors)
+        if self.resize:
+            boxes = boxes * (_tensor(width, height) / _tensor(*self.input_size[::-1])).repeat(2)
+        return boxes, scores
+
+    def codes(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """Scores (N, R, K) and box codes (N, R, D) of images (N, 3, H, W)."""
         x = self.model.resize(x) if self.resize else x.float()
         x = (x - self.pixel_mean) / self.pixel_std
         if self.flip:
             x = x.flip(1)
         logits, deltas = self.model.raw_outputs(x)
-        boxes = self.model.box2box_transform.decode_all(deltas, self.anchors)
-        if self.resize:
-            boxes = boxes * (_tensor(width, height) / _tensor(*self.input_size[::-1])).repeat(2)
-        return boxes, self.model.criterion.scores(logits)
+        return self.model.criterion.scores(logits), deltas
 
 
 class WithNMS(nn.Module):
@@ -84,6 +89,7 @@ class WithNMS(nn.Module):
         options = detector.model.postprocessor.options()
         pairs = len(detector.anchors) * self.num_classes
         self.candidates = min(candidates, options["candidates"], pairs)
+        self.per_class = options["candidates_per_class"]
         self.detections = min(options["max_detections"], self.candidates)
         self.clip = options["clip_before_nms"]
         self.score_threshold = options["score_threshold"]
@@ -100,6 +106,9 @@ class WithNMS(nn.Module):
         if self.clip:
             height, width = self.detector.input_size
             boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+        if 0 < self.per_class < scores.shape[1]:  # as in the postprocessor, this limit comes first
+            least = scores.topk(self.per_class, dim=1).values[:, -1:]
+            scores = torch.where(scores >= least, scores, torch.zeros_like(scores))
         scores, pairs = scores.flatten(1).topk(self.candidates)  # (N, T)
         anchors = torch.div(pairs, self.num_classes, rounding_mode="floor")
         classes = pairs - anchors * self.num_classes

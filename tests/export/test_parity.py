@@ -83,6 +83,20 @@ def test_suppression_inside_equals_suppression_outside(format, batch, bccd_model
         assert len(match(ours, inside, 0.5)) == len(ours[1]) == len(inside[1]) > 10
 
 
+def test_suppression_inside_limits_each_class(bccd_model, monkeypatch):
+    """A limit per class that leaves fewer than the limits of the image would."""
+    model = bccd_model[1]
+    monkeypatch.setattr(model.postprocessor, "candidates_per_class", 20)
+    inside = WithNMS(ExportedSSD(model))
+    for image in read_all():
+        rgb = resized(image, model.input_size)
+        boxes, scores, classes = (x[0].detach().numpy() for x in inside(torch.from_numpy(rgb)))
+        found = [x[scores > 0] for x in (boxes.clip(0, 320), scores, classes)]
+        ours = detect(model, rgb[0], "RGB", model.input_size)
+        assert len(match(ours, found, 0.5)) == len(ours[1]) == len(found[1])
+        assert 10 < len(ours[1]) <= 60
+
+
 @pytest.mark.parametrize("format", ["onnx", "openvino", "torchscript"])
 @pytest.mark.parametrize("method", InputResize.methods)
 def test_resize_inside_takes_any_image(format, method, bccd_model, tmp_path, monkeypatch):
