@@ -2,6 +2,7 @@
 # make detect  boxes people in a photograph, without training
 # make demo    the same, then trains, evaluates and draws on aerial images of trees
 # make test    lint and tests
+# make test-litert   the tests of LiteRT, in .cache/litert
 # make fuzz    damaged data sets and configs; COUNT=2000 SEED=0
 # make docs    the site, in build/site; broken links are errors
 # make dist    wheel and source archive, in dist
@@ -18,7 +19,7 @@ pip := $(python) -m pip --disable-pip-version-check
 config := configs/ssdlite_mnv2_neon_trees.yaml
 output := output/ssdlite_mnv2_neon_trees
 
-.PHONY: setup detect demo test fuzz docs dist lint clean
+.PHONY: setup detect demo test test-litert fuzz docs dist lint clean
 
 setup: .venv/ready
 
@@ -71,6 +72,18 @@ lint: .venv/ready
 
 test: lint
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile
+
+# LiteRT's converter has an environment of its own, which finds PyTorch in .venv.
+litert := .cache/litert/bin/python
+.cache/litert/ready: requirements/litert.txt .venv/ready
+	test -x $(litert) || $(PYTHON) -m venv .cache/litert
+	$(python) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(litert) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	$(litert) -m pip --disable-pip-version-check install -r $<
+	touch $@
+
+test-litert: .cache/litert/ready
+	OMP_NUM_THREADS=1 $(litert) -m pytest tests/export/test_litert.py
 
 COUNT ?= 2000
 SEED ?= 0

@@ -12,6 +12,7 @@ from typing import Dict, Iterator, List, Set
 
 import torch
 from detectron2.config import CfgNode
+from torch import nn
 
 from ..errors import InputError
 from ..files import read_regular
@@ -50,12 +51,12 @@ def export_bundle(cfg: CfgNode, model: SSD, output: str, options: ExportOptions)
     model.eval()
     with new_folder(Path(output)) as folder:
         spec = describe(cfg, model, chosen, options)
-        write_model(cfg, model, folder, chosen, options)
+        module = write_model(cfg, model, folder, chosen, options)
         if options.precision == "int8":
-            plain = dataclasses.replace(spec, layout="anchors")
+            plain = dataclasses.replace(spec, layout="anchors", outputs=LAYOUTS["anchors"].outputs)
             spec.quantization = quantize(cfg, model, folder, plain, options)
         if layout.finish:
-            layout.finish(folder, spec)
+            layout.finish(folder, spec, module)
         if options.parity_images and not chosen.runs_here:
             logger.warning(f"No parity report: {options.format} models do not run on this system")
         report, example = {}, None
@@ -147,8 +148,8 @@ def files_of(folder: Path) -> List[str]:
 
 def write_model(
     cfg: CfgNode, model: SSD, folder: Path, chosen: Format, options: ExportOptions
-) -> None:
-    """Write the model's file, in float."""
+) -> nn.Module:
+    """Write the model's file, in float, and return what was written."""
     layout = LAYOUTS[options.layout]
     detector = ExportedSSD(
         model,
@@ -159,9 +160,10 @@ def write_model(
     batch = 2 if options.batch == "dynamic" else int(options.batch)
     height, width = model.input_size
     shape = (batch, height, width, 3) if chosen.channels_last else (batch, 3, height, width)
+    module = layout.wrap(detector)
     chosen.write(
         Job(
-            layout.wrap(detector),
+            module,
             torch.zeros(shape, dtype=torch.uint8),
             folder / chosen.file,
             "fp32" if options.precision == "int8" else options.precision,
@@ -170,6 +172,7 @@ def write_model(
             tuple(LAYOUTS["anchors" if layout.finish else options.layout].outputs),
         )
     )
+    return module
 
 
 def describe(cfg: CfgNode, model: SSD, chosen: Format, options: ExportOptions) -> Spec:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, one_of
+from .litert import halve_weights
 
 
 class Job(NamedTuple):
@@ -192,7 +193,26 @@ def write_litert(job: Job) -> None:
     """For LiteRT, formerly TensorFlow Lite."""
     import litert_torch
 
-    litert_torch.convert(job.module, (job.image,)).export(str(job.path))
+    litert_torch.progress.console.quiet = True
+    module = _Named(job.module, (*job.outputs, "codes", "boxes_as_codes")).eval()
+    content = litert_torch.convert(module, sample_kwargs={"image": job.image}).model_content()
+    if job.precision == "fp16":
+        content = halve_weights(content)
+    job.path.write_bytes(content)
+
+
+class _Named(nn.Module):
+    """Names a module's outputs, as many as it has.
+
+    Images become float before they are transposed: the converter then drops the transposition.
+    """
+
+    def __init__(self, module: nn.Module, names: Tuple[str, ...]):
+        super().__init__()
+        self.module, self.names = module, names
+
+    def forward(self, image: Tensor) -> Dict[str, Tensor]:
+        return dict(zip(self.names, self.module(image.float())))
 
 
 def write_executorch(job: Job) -> None:
@@ -242,7 +262,13 @@ FORMATS: Dict[str, Format] = {
         precisions=("fp32", "fp16"),
         channels_last=False,
     ),
-    "litert": Format("model.tflite", ("litert_torch",), "litert", write_litert),
+    "litert": Format(
+        "model.tflite",
+        ("litert_torch",),
+        "litert",
+        write_litert,
+        precisions=("fp32", "fp16", "int8"),
+    ),
     "executorch": Format("model.pte", ("executorch",), "executorch", write_executorch),
 }
 

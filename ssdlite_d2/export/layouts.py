@@ -8,6 +8,7 @@ from torch import nn
 
 from .formats import save_openvino
 from .graph import ExportedSSD, WithNMS
+from .litert import OperatorInputs, finish_operator
 from .spec import Spec
 
 
@@ -19,16 +20,16 @@ class Layout(NamedTuple):
         wrap: makes the module to export from an ExportedSSD.
         formats: those that have it; empty is every format.
         finish: changes the written, and perhaps quantized, model in a bundle's folder, and writes
-            files beside it.
+            files beside it; gets the module, too.
     """
 
     outputs: Dict[str, str]
     wrap: Callable[[ExportedSSD], nn.Module] = lambda detector: detector
     formats: Tuple[str, ...] = ()
-    finish: Optional[Callable[[Path, Spec], None]] = None
+    finish: Optional[Callable[[Path, Spec, nn.Module], None]] = None
 
 
-def finish_frigate(folder: Path, spec: Spec) -> None:
+def finish_frigate(folder: Path, spec: Spec, module: Optional[nn.Module] = None) -> None:
     """Make an OpenVINO model one that Frigate reads, and write what it reads beside it."""
     import openvino
 
@@ -161,5 +162,16 @@ LAYOUTS: Dict[str, Layout] = {
         },
         formats=("openvino",),
         finish=finish_frigate,
+    ),
+    "detection-postprocess": Layout(
+        {
+            "boxes": "sides ymin, xmin, ymax, xmax in parts of the image",
+            "classes": "numbers, in float",
+            "scores": "best first",
+            "count": "of the detections; the rows behind them mean nothing",
+        },
+        OperatorInputs,
+        ("litert",),
+        finish_operator,
     ),
 }

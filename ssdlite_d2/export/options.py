@@ -68,7 +68,8 @@ class ExportOptions:
             raise InputError("--layout nms with --format torchscript needs a number for --batch")
         if self.precision == "int8" and (self.layout == "nms" or self.resize):
             raise InputError("--precision int8 is for models without --layout nms and --resize")
-        if self.layout == "frigate" and (self.resize or str(self.batch) != "1"):
+        if layout.finish and (self.resize or str(self.batch) != "1"):
             raise InputError(
-                "--layout frigate takes one image of the input's size: no --resize and --batch 1"
+                f"--layout {self.layout} takes one image of the input's size: no --resize and "
+                "--batch 1"
             )

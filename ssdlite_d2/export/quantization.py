@@ -9,14 +9,15 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from detectron2.config import CfgNode
-from torch import nn
 
 from ..data.reader import image_reader
 from ..errors import InputError
+from ..modeling import SSD
 from ..modeling.backbone import trunk_prefix
 from .accuracy import average_precision
 from .bundled.detector import Detector
 from .formats import save_openvino
+from .litert import LitertQuantizer
 from .options import ExportOptions
 from .samples import choose_records
 from .spec import Spec
@@ -36,12 +37,15 @@ class OnnxQuantizer:
 
     operators = ["Conv", "Clip", "Relu", "Add", "MaxPool"]
 
-    def __init__(self, model: Path, images: Sequence[np.ndarray], work: Path):
+    def __init__(
+        self, model: Path, images: Sequence[np.ndarray], work: Path, network: Optional[SSD] = None
+    ):
         """
         Args:
             model: the float model's file.
             images: for calibration, as they go into the model (1, H, W, 3).
             work: a folder for intermediate files.
+            network: the PyTorch model, for a format that has lost the names of its modules.
         """
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -104,7 +108,9 @@ class OpenVinoQuantizer:
     are slower and cost more AP on BCCD (0.7 against 0.3), and the file is larger.
     """
 
-    def __init__(self, model: Path, images: Sequence[np.ndarray], work: Path):
+    def __init__(
+        self, model: Path, images: Sequence[np.ndarray], work: Path, network: Optional[SSD] = None
+    ):
         import nncf
         import openvino
 
@@ -156,12 +162,10 @@ def share_ranges(model) -> None:
                     operation.input(target).replace_source_output(ranges[0].output(0))
 
 
-QUANTIZERS = {"onnx": OnnxQuantizer, "openvino": OpenVinoQuantizer}
+QUANTIZERS = {"onnx": OnnxQuantizer, "openvino": OpenVinoQuantizer, "litert": LitertQuantizer}
 
 
-def quantize(
-    cfg: CfgNode, model: nn.Module, folder: Path, spec: Spec, options: ExportOptions
-) -> Dict:
+def quantize(cfg: CfgNode, model: SSD, folder: Path, spec: Spec, options: ExportOptions) -> Dict:
     """Put an INT8 model in the place of a bundle's float32 one.
 
     When all of it in INT8 costs more AP on the calibration images than the budget allows, groups
@@ -188,7 +192,7 @@ def quantize(
     path = folder / spec.file
     prepared = [trial.detector.prepare([image]) for image in images]
     with tempfile.TemporaryDirectory() as work:
-        quantizer = QUANTIZERS[options.format](path, prepared, Path(work))
+        quantizer = QUANTIZERS[options.format](path, prepared, Path(work), model)
         groups = layer_groups(quantizer.convolutions(), trunk_prefix(model))
         kept = fit_budget(quantizer, trial, path, options.ap_budget, groups)
     return {

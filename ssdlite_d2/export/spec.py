@@ -21,7 +21,7 @@ class Spec:
         format: name of the format, which is also that of the runtime.
         file: the model's file.
         precision: fp32, fp16 or int8.
-        layout: of the outputs: anchors, nms or frigate.
+        layout: of the outputs, see LAYOUTS.
         input: layout, type, colour, size (H, W), batch, and where images are resized.
         outputs: of the model, by name, with their meaning.
         classes: names, in the order of their ids.

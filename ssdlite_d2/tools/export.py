@@ -27,7 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--precision",
         default="fp32",
         metavar="P",
-        help="fp32, fp16 (the weights) or int8 (static quantization; onnx and openvino)",
+        help="fp32, fp16 (the weights) or int8 (static quantization; onnx, openvino, litert)",
     )
     parser.add_argument(
         "--batch", default="1", metavar="N", help="images at once, or dynamic (default: 1)"
@@ -36,8 +36,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--layout",
         default="anchors",
         metavar="L",
-        help="outputs: anchors (all boxes and scores), nms (suppression inside), or frigate (one "
-        "output as Frigate reads it; openvino) (default: anchors)",
+        help="outputs: anchors (all boxes and scores), nms (suppression inside), frigate (one "
+        "output as Frigate reads it; openvino) or detection-postprocess (by TensorFlow Lite's "
+        "operator; litert) (default: anchors)",
     )
     parser.add_argument(
         "--nms", action="store_const", dest="layout", const="nms", help="the same as --layout nms"

@@ -14,12 +14,13 @@ from models import read_all, resized
 from openvino import opset8 as ops
 
 from ssdlite_d2 import InputError
-from ssdlite_d2.export import ExportOptions, export_bundle
+from ssdlite_d2.export import ExportedSSD, ExportOptions, export_bundle
 from ssdlite_d2.export.bundled.detector import Detector, PredictError
 from ssdlite_d2.export.layouts import detection_output
+from ssdlite_d2.export.litert import OperatorInputs
 from ssdlite_d2.export.parity import detect, match
 from ssdlite_d2.export.spec import Spec
-from ssdlite_d2.modeling import DeltaCoder
+from ssdlite_d2.modeling import DeltaCoder, DistanceCoder
 from ssdlite_d2.modeling.criteria import Criterion
 from ssdlite_d2.modeling.postprocessing import Postprocessor
 
@@ -134,9 +135,47 @@ def test_fixed_shapes_do_what_the_postprocessor_does():
         assert (rows[len(found) :, 2] == 0).all() and (rows[:, 0] == 0).all()
 
 
+def as_operator(codes, anchors, scales):
+    """Boxes XYXY as TensorFlow Lite's operator decodes them, in parts of the image."""
+    y, x, h, w = (codes / scales).T
+    yc, xc, height, width = anchors.T
+    yc, xc = y * height + yc, x * width + xc
+    h, w = np.exp(h) * height / 2, np.exp(w) * width / 2
+    return np.stack((xc - w, yc - h, xc + w, yc + h), axis=1)
+
+
+def test_the_operator_decodes_the_models_boxes(bccd_model, monkeypatch):
+    """Codes that it knows, with any weights; others, and boxes that are clipped, by the graph."""
+    model = bccd_model[1]
+    image = torch.from_numpy(resized(read_all()[0], model.input_size))
+    clips, coder = model.postprocessor, DeltaCoder(weights=(8.0, 12.0, 4.0, 6.0))
+    for box_coder, clip in ((coder, False), (coder, True), (DistanceCoder(), False)):
+        monkeypatch.setattr(clips, "clip_before_nms", clip)
+        monkeypatch.setattr(model, "box2box_transform", box_coder)
+        detector = ExportedSSD(model)
+        module = OperatorInputs(detector)
+        assert module.decoded == (clip or box_coder is not coder)
+        with torch.no_grad():
+            boxes, scores, *codes = (x[0].numpy() for x in module(image))
+            plain = [x[0].numpy() for x in detector(image)]
+        assert np.array_equal(boxes, plain[0]) and np.array_equal(scores, plain[1])
+        assert len(codes) == 1 + module.decoded
+        theirs = as_operator(codes[-1], module.anchors(), module.scales) * 320
+        boxes = boxes.clip(0, 320) if clip else boxes
+        assert np.abs(theirs - boxes).max() < 0.02 and np.ptp(boxes) > 300
+
+
 def test_layouts_name_what_cannot_be():
     cases = {
-        "it is one of anchors, nms, frigate": {"layout": "tflite"},
+        "it is one of anchors, nms, frigate, detection-postprocess": {"layout": "tflite"},
+        "--layout detection-postprocess is not for --format onnx; it is for litert": {
+            "layout": "detection-postprocess"
+        },
+        "--layout detection-postprocess takes one image": {
+            "layout": "detection-postprocess",
+            "format": "litert",
+            "batch": "2",
+        },
         "--layout frigate is not for --format onnx; it is for openvino": {"layout": "frigate"},
         "takes one image": {"layout": "frigate", "format": "openvino", "batch": "dynamic"},
     }

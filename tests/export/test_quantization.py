@@ -16,9 +16,11 @@ from ssdlite_d2 import InputError
 from ssdlite_d2.export import ExportOptions, export_bundle
 from ssdlite_d2.export.bundled.detector import Detector
 from ssdlite_d2.export.layouts import finish_frigate
+from ssdlite_d2.export.litert import convolution_names
 from ssdlite_d2.export.parity import match, raw_outputs
 from ssdlite_d2.export.quantization import OnnxQuantizer, fit_budget, layer_groups
 from ssdlite_d2.export.spec import Spec
+from ssdlite_d2.modeling.backbone import trunk_prefix
 from ssdlite_d2.modeling.inference.rounding import round_convolutions
 
 
@@ -174,3 +176,13 @@ def test_convolutions_of_any_name_are_in_a_group():
     assert {k: sorted(v) for k, v in groups.items()} == {k: sorted(v) for k, v in names.items()}
     foreign = ["/model/backbone/stages.0/Conv", "/model/backbone/stages.1/Conv"]
     assert layer_groups(foreign, None) == {"others": foreign}
+
+
+def test_a_models_convolutions_are_in_the_groups(bccd_model):
+    names = convolution_names(bccd_model[1])
+    groups = layer_groups(names, trunk_prefix(bccd_model[1]))
+    assert (
+        len(set(names)) == len(names) == sum(map(len, groups.values())) and "others" not in groups
+    )
+    assert groups["first convolution"] == names[:1] == ["/model/backbone/features.0/0/Conv"]
+    assert len(groups["class predictors"]) == len(groups["box predictors"]) == 6

@@ -19,7 +19,7 @@ except ImportError:  # beside a program
     from runtimes import RUNTIMES, PredictError, first_line, open_runtime
 
 # How many outputs the model has in each layout.
-LAYOUTS = {"anchors": 2, "nms": 3, "frigate": 1}
+LAYOUTS = {"anchors": 2, "nms": 3, "frigate": 1, "detection-postprocess": 4}
 
 
 def is_inside(name):
@@ -210,6 +210,9 @@ class Detector:
         if self.spec["layout"] == "frigate":
             _, classes, scores, *sides = outputs[0][0].T
             boxes = np.stack(sides, 1) * np.array(size[::-1] * 2, dtype=np.float32)
+        elif self.spec["layout"] == "detection-postprocess":
+            boxes, classes, scores = (x[: int(outputs[3])] for x in outputs[:3])
+            boxes = boxes[:, [1, 0, 3, 2]] * np.array(size[::-1] * 2, dtype=np.float32)
         else:
             boxes, scores, classes = outputs
         keep = (classes >= 0) & (classes < len(self.classes)) & (scores > (threshold or 0))

@@ -123,12 +123,14 @@ def open_litert(path, spec, threads, precision, device):
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=threads or None)
-    runner = interpreter.get_signature_runner()
-    name = next(iter(runner.get_input_details()))
+    interpreter.allocate_tensors()
+    image = interpreter.get_input_details()[0]["index"]
+    ends = [end["index"] for end in interpreter.get_output_details()[: len(spec["outputs"])]]
 
     def run(images):
-        results = runner(**{name: images})
-        return [results[key] for key in sorted(results)]
+        interpreter.set_tensor(image, images)
+        interpreter.invoke()
+        return [interpreter.get_tensor(end) for end in ends]
 
     return run
 
