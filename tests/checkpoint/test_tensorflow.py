@@ -179,6 +179,9 @@ def test_broken_graphs_are_named(model, tmp_path):
             read_source(str(path))
     with pytest.raises(InputError, match="b.pb: No such file"):
         read_source(str(tmp_path / "b.pb"))
+    write_graph(path, {"Conv/weights": np.zeros((3, 3, 3, 8), dtype=np.float32)})
+    with pytest.raises(InputError, match="1 tensors of the file have no place in the model: Conv"):
+        convert("tensorflow", read_source(str(path)), model)  # of another model
 
 
 def test_anchors_are_tensorflows(model):

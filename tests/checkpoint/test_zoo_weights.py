@@ -3,10 +3,11 @@
 import hashlib
 import importlib.util
 import logging
+import multiprocessing
 import re
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.error import URLError
 
 import cv2
 import matplotlib
@@ -18,6 +19,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from models import read_all
 from test_tensorflow import variables, write_graph
+from torchvision.models.detection import (
+    SSD300_VGG16_Weights,
+    SSDLite320_MobileNet_V3_Large_Weights,
+)
 
 import ssdlite_d2
 from ssdlite_d2 import InputError
@@ -59,9 +64,21 @@ def found(cache, wheel):
     return cache
 
 
-def test_two_programs_convert_at_once(found):
-    with ThreadPoolExecutor(2) as pool:
-        paths = list(pool.map(PathManager.get_local_path, [NAME, NAME]))
+def convert_in_a_process(barrier, results):
+    torch.set_num_threads(1)  # OpenMP's threads do not outlive a fork
+    barrier.wait()
+    results.put(PathManager.get_local_path(NAME))
+
+
+def test_two_processes_convert_at_once(found):
+    context = multiprocessing.get_context("fork")
+    arguments = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=convert_in_a_process, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    paths = [arguments[1].get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
     assert len(set(paths)) == 1 and PathManager.isfile(NAME)
     content = torch.load(paths[0], weights_only=True)
     assert content["ssd"] == {"classes": ["person"]}
@@ -105,6 +122,34 @@ def test_errors_say_what_to_do(cache, wheel, monkeypatch):
     monkeypatch.setattr(zoo.torch, "save", full)
     fails("pth cannot be written: No space left on device")
     assert list(cache.iterdir()) == [place]
+
+
+def test_torchvisions_files_are_those_that_it_names(cache, monkeypatch):
+    def refuse(url, *args):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    sources = {
+        "torchvision_ssdlite320": SSDLite320_MobileNet_V3_Large_Weights.COCO_V1,
+        "torchvision_ssd300": SSD300_VGG16_Weights.COCO_V1,
+    }
+    assert sorted(["tf_person", *sources]) == sorted(ZOO)
+    for name, source in sources.items():
+        entry, file = ZOO[name], source.url.rpartition("/")[2]
+        assert file.endswith(f"-{entry.sha256}.pth")
+        accuracy = source.meta["_metrics"]["COCO-val2017"]["box_map"]
+        assert entry.reported == f"{accuracy}, COCO val2017"
+        named = [c for c in source.meta["categories"] if c not in ("__background__", "N/A")]
+        assert list(entry.classes) == named
+        with pytest.raises(InputError) as error:
+            PathManager.get_local_path(f"zoo://{name}")
+        assert str(error.value) == (
+            f"cannot download {source.url} (<urlopen error no route to host>); "
+            f"put the file at {cache / file}"
+        )
+        (cache / file).write_bytes(b"another file")
+        with pytest.raises(InputError, match=f"{file} is damaged: its sha256 begins with"):
+            PathManager.get_local_path(f"zoo://{name}")
 
 
 def test_load_detects(found):
