@@ -1,6 +1,7 @@
 """From a folder of images and annotations to the config that trains on it."""
 
 import ast
+import math
 import os
 import random
 from collections import Counter
@@ -19,6 +20,9 @@ from ..errors import InputError
 from ..files import write_atomically
 
 RECIPE = "Base-Own.yaml"
+# what models have for small data, by the optimizer that their learning rate is for
+SMALL = {"SGD": "Base-Small.yaml", "AdamW": "modern/Base-PAN-Small.yaml"}
+LEAST_SEEN = 16000  # images in a training, however few there are: heads and necks are new
 CONFIG = "train.yaml"  # in the output folder
 SET_ASIDE = 0.2  # share of the images to evaluate on, where the data has no such part
 
@@ -83,6 +87,9 @@ def write_own_config(
         "TEST": [val.mapping["NAME"]],
     }
     content["OUTPUT_DIR"] = str(folder)
+    if not {"SOLVER.EPOCHS", "SOLVER.MAX_ITER"} & {*opts}:
+        epochs = max(load_config(RECIPE).SOLVER.EPOCHS, LEAST_SEEN / len(train.records))
+        content.setdefault("SOLVER", {})["EPOCHS"] = float(math.ceil(epochs))
     for key, value in zip(opts[::2], opts[1::2]):
         _set(content, key, value)
         node, _, other = INSTEAD_OF.get(key, "").partition(".")
@@ -113,14 +120,11 @@ def _base(model: Optional[str]) -> Dict[str, Any]:
     if model is None:
         return {"_BASE_": RECIPE}
     name = model if model.endswith((".yaml", ".yml")) else f"{model}.yaml"
-    recipe = yaml.safe_load(Path(find_config(RECIPE)).read_text("utf-8"))
-    small = yaml.safe_load(Path(find_config("Base-Small.yaml")).read_text("utf-8"))
-    content: Dict[str, Any] = {}
-    for part in (small, recipe):
-        _merge(content, {k: v for k, v in part.items() if k != "_BASE_"})
     path = find_config(name)
-    if load_config(path).SOLVER.OPTIMIZER != "SGD":  # which the recipe's learning rate is for
-        del content["SOLVER"]["BASE_LR"]
+    content: Dict[str, Any] = {}
+    for part in (SMALL[load_config(path).SOLVER.OPTIMIZER], RECIPE):
+        keys = yaml.safe_load(Path(find_config(part)).read_text("utf-8"))
+        _merge(content, {k: v for k, v in keys.items() if k != "_BASE_"})
     return {"_BASE_": os.path.abspath(path) if os.path.isfile(name) else name, **content}
 
 

@@ -205,10 +205,12 @@ def test_overrides_and_models_are_in_the_config(records, tmp_path):
     assert cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
     assert cfg.SOLVER.EPOCHS > 0 and cfg.MODEL.EMA.ENABLED and cfg.DATASETS.TRAIN == ("own_train",)
     assert cfg.OUTPUT_DIR == str(tmp_path / "b") and cfg.SOLVER.BASE_LR == 0.03
-    cfg = load_config(write_own_config(str(data), str(tmp_path / "b"), "modern/ssdlite_pan_mnv2"))
-    assert cfg.SOLVER.OPTIMIZER == "AdamW" and cfg.SOLVER.BASE_LR == 0.001
-    set_schedule(cfg, 292)
-    assert cfg.MODEL.SSD.ASSIGNER.WARMUP_ITERS == 609 == cfg.SOLVER.MAX_ITER // 3 + 1
+    cfg = load_config(write_own_config(str(data), str(tmp_path / "b"), "modern/ssdlite_pan_main"))
+    assert cfg.SOLVER.OPTIMIZER == "AdamW" and cfg.SOLVER.BASE_LR == 0.01
+    assert cfg.MODEL.SSD.NECK.CHANNELS == 128 and cfg.SOLVER.IMS_PER_BATCH == 16
+    assert cfg.SOLVER.EPOCHS == 5334  # 16,000 of 3 images
+    set_schedule(cfg, 3)
+    assert cfg.SOLVER.MAX_ITER == 1001 and cfg.MODEL.SSD.ASSIGNER.WARMUP_ITERS == 200
 
 
 def test_what_is_no_data_is_named(records, tmp_path):
