@@ -5,6 +5,8 @@
 # make test-litert   the tests of LiteRT, in .cache/litert
 # make fuzz    damaged data sets and configs; COUNT=2000 SEED=0
 # make docs    the site, in build/site; broken links are errors
+# make docs-images  the images in docs, by the commands that stand beside them
+# make check-docs   runs the commands of README and docs, and the notebook
 # make dist    wheel and source archive, in dist
 #
 # DETECTRON2=official builds Detectron2 from its own repository (network and compiler needed).
@@ -69,6 +71,8 @@ $(DETECTRON2_DATASETS)/neon_trees: | .venv/ready
 lint: .venv/ready
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
+	$(python) docs/make_results.py --check
+	! test -x $(bin)/hadolint || $(bin)/hadolint Dockerfile
 
 test: lint
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile
@@ -100,6 +104,26 @@ fuzz: .venv/ready
 docs: .cache/mkdocs/ready
 	$(PYTHON) docs/make_keys.py --check
 	.cache/mkdocs/bin/mkdocs build --strict
+
+.PHONY: check-docs
+check-docs: .venv/ready
+	$(python) tests/readme_commands.py
+	$(python) tests/run_notebook.py docs/your_data.ipynb
+
+# Of the demo's model, and of one of BCCD, which is trained where it is missing; needs Chromium.
+bccd := output/ssdlite_mnv2_bccd
+browser := chromium --headless --no-sandbox --hide-scrollbars
+
+.PHONY: docs-images
+docs-images: $(output)/model_final.pth $(bccd)/model_final.pth
+	$(python) -m ssdlite_d2.tools.visualize_results --config-file $(config) --output build/trees \
+	  --confidence-threshold 0.2 --count 1 --opts MODEL.WEIGHTS $(output)/model_final.pth
+	cp build/trees/*.jpg docs/neon_trees.jpg
+	$(bin)/ssdlite report $(bccd)
+	$(browser) --window-size=900,1250 --screenshot=docs/report.png $(CURDIR)/$(bccd)/report.html
+
+$(bccd)/model_final.pth: | .venv/ready
+	$(python) train_net.py --config-file configs/ssdlite_mnv2_bccd.yaml --resume
 
 dist:
 	test -x .cache/build/bin/python || $(PYTHON) -m venv .cache/build

@@ -1,6 +1,7 @@
 """The documentation is true: links, commands, keys, configs, messages and the drawing of floors."""
 
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -19,6 +20,7 @@ from ssdlite_d2 import add_ssd_config, load_config
 from ssdlite_d2.config import RENAMED_KEYS
 from ssdlite_d2.modeling import SSD_ASSIGNER_REGISTRY
 from ssdlite_d2.tools.analyze import main
+from ssdlite_d2.tools.cli import COMMANDS
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob(".github/*.md")])
 TODAY = [page for page in PAGES if page.name not in ("CHANGELOG.md", "config-keys.md")]
@@ -63,6 +65,31 @@ def test_page_of_keys_is_up_to_date():
     assert done.returncode == 0, done.stderr
     keys = set(re.findall(r"^\| `([A-Z][\w.]+\.\w+)` \|", page_of_keys(), re.M))
     assert keys == set(leaves(config())) - set(leaves(get_cfg()))
+
+
+def test_tables_of_results_are_those_of_the_files(tmp_path, monkeypatch):
+    module = runpy.run_path(str(ROOT / "docs" / "make_results.py"))
+    module["main"](check=True)
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / "README.md").read_text().replace("| bccd_test |", "| other |"))
+    monkeypatch.setitem(module["main"].__globals__, "PAGES", [page])
+    with pytest.raises(SystemExit, match="not up to date"):
+        module["main"](check=True)
+    runs = module["read_results"](ROOT / "docs" / "results")["ssdlite_mnv2_bccd"]
+    other = {**runs[0], "bccd_test": {"bbox": {"AP": 0, "AP50": 0}, "operating": {"F1": 0}}}
+    figures = module["row"]("x", [runs[0], other]).split(" | ")[2:5]
+    ap = runs[0]["bccd_test"]["bbox"]["AP"]
+    assert figures[0] == f"{ap / 2:.1f} ± {ap / 2**0.5:.1f}"
+
+
+def test_notebook_has_code_that_compiles_and_no_output():
+    cells = json.loads((ROOT / "docs" / "your_data.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code and not any(cell["outputs"] for cell in code)
+    for cell in code:
+        for line in "".join(cell["source"]).splitlines():
+            assert not line.startswith("!ssdlite") or line.split()[1] in COMMANDS
+        ast.parse(re.sub(r"(?m)^!.*$", "pass", "".join(cell["source"])))
 
 
 def page_of_keys():
