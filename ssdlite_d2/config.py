@@ -224,7 +224,8 @@ def add_ssd_config(cfg: CN) -> None:
     # Network input (height, width) in pixels. Images are stretched to it.
     _C.INPUT.SIZE = (320, 320)
     # How, bilinear both: "half_pixel", by the centres of pixels, as OpenCV and PyTorch resize;
-    # "asymmetric", by their corners, as TensorFlow 1 does.
+    # "asymmetric", by their corners, as TensorFlow 1 does; "opencv", as half_pixel, in whole grey
+    # levels as OpenCV has them.
     _C.INPUT.RESIZE = "half_pixel"
 
     # Draw a training image's transforms first, then decode and resample no more than they leave.

@@ -262,7 +262,7 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> List[Augmentation]:
         augmentations.append(
             RandomIoUCrop(crop.MIN_IOUS, crop.SCALE, crop.ASPECT_RATIO, crop.TRIALS)
         )
-    augmentations.append(Resize(node.SIZE, node.RESIZE == "half_pixel"))
+    augmentations.append(Resize(node.SIZE, node.RESIZE != "asymmetric"))
     for way in FLIPS[one_of("INPUT.RANDOM_FLIP", node.RANDOM_FLIP, FLIPS)]:
         ways = {"horizontal": False, "vertical": False, way: True}
         augmentations.append(RandomFlip(node.FLIP_PROB, **ways))

@@ -102,5 +102,5 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
 
 def build_collator(cfg: CfgNode) -> Callable[[List[Dict]], Batch]:
     """What makes a batch of samples."""
-    half_pixel = cfg.INPUT.RESIZE == "half_pixel"
+    half_pixel = cfg.INPUT.RESIZE != "asymmetric"
     return MultiScale(cfg.INPUT.MULTI_SCALE, half_pixel) if cfg.INPUT.MULTI_SCALE else Batch

@@ -1,5 +1,6 @@
 """INPUT.RESIZE by formulas, written out in plain loops."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from ssdlite_d2.data.transforms import ResizeTransform
 from ssdlite_d2.modeling import InputResize
 
 SIZES = [((7, 9), (5, 4)), ((6, 5), (13, 10)), ((4, 4), (2, 2)), ((1, 3), (3, 1)), ((3, 3), (3, 3))]
+METHODS = ["half_pixel", "asymmetric"]
 
 
 def coordinate(i, source, target, method):
@@ -34,7 +36,7 @@ def bilinear(image, size, method):
 
 
 @pytest.mark.parametrize("source, target", SIZES)
-@pytest.mark.parametrize("method", InputResize.methods)
+@pytest.mark.parametrize("method", METHODS)
 def test_resize_by_hand(method, source, target):
     image = np.random.default_rng(0).integers(0, 256, (*source, 3), dtype=np.uint8)
     expected = bilinear(image.astype(float), target, method)
@@ -50,8 +52,21 @@ def test_resize_by_hand(method, source, target):
 
 def test_the_two_differ_and_another_is_an_error():
     image = torch.arange(12.0).view(1, 1, 3, 4).expand(1, 3, 3, 4)
-    half, corner = (InputResize((2, 2), method)(image) for method in InputResize.methods)
+    half, corner = (InputResize((2, 2), method)(image) for method in METHODS)
     assert corner[0, 0].tolist() == [[0, 2], [6, 8]]
     assert half[0, 0].tolist() == [[1.5, 3.5], [7.5, 9.5]]
     with pytest.raises(InputError, match="INPUT.RESIZE is 'area'; it is one of half_pixel, asymm"):
         InputResize((2, 2), "area")
+
+
+@pytest.mark.parametrize(
+    "source", [(375, 500), (200, 130), (150, 150), (301, 299), (2, 700), (1, 1)]
+)
+def test_opencvs_own_bytes(source):
+    """On the widest steps between pixels: noise."""
+    image = np.random.default_rng(1).integers(0, 256, (*source, 3), dtype=np.uint8)
+    planes = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
+    for size in ((300, 300), (97, 130)):
+        expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+        for found in (InputResize(size, "opencv")(x)[0] for x in (planes, planes.float())):
+            assert np.array_equal(found.numpy().transpose(1, 2, 0), expected)

@@ -125,14 +125,14 @@ def test_ground_truth_of_other_sizes_is_scaled_to_the_input():
     assert small["instances"].gt_boxes.tensor.tolist() == [[10, 10, 50, 50]]  # the caller's own
 
 
-@pytest.mark.parametrize("method", ["half_pixel", "asymmetric"])
+@pytest.mark.parametrize("method", ["half_pixel", "asymmetric", "opencv"])
 def test_model_mapper_and_bundle_resize_alike(method):
     """Three resamplings of one image: within one grey level everywhere."""
     rng = np.random.default_rng(0)
     model = make_model(3, "INPUT.RESIZE", method)
     for size in ((375, 500), (480, 640), (100, 77), (320, 640), (320, 320)):
         image = cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), dtype=np.uint8), (5, 5), 0)
-        mapper = ResizeTransform(size, (320, 320), method == "half_pixel").apply_image(image)
+        mapper = ResizeTransform(size, (320, 320), method != "asymmetric").apply_image(image)
         ours = model.resize(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])[0]
         for theirs in (mapper, resize(image, (320, 320), method)):
             assert np.abs(ours.numpy().transpose(1, 2, 0) - theirs).max() <= 1

@@ -47,7 +47,7 @@ NEEDED = {
     "input.size": lambda value: len(value) == 2 and all(is_count(n, 16384) for n in value),
     "input.batch": lambda value: value == "dynamic" or is_count(value, 4096),
     "input.resize": lambda value: value in ("inside", "before"),
-    "input.resampling": lambda value: value in ("half_pixel", "asymmetric"),
+    "input.resampling": lambda value: value in ("half_pixel", "asymmetric", "opencv"),
     "detections.score_threshold": is_number,
     "detections.nms_threshold": is_number,
     "detections.candidates": is_count,
@@ -221,7 +221,7 @@ class Detector:
 
 def resize(image, size, resampling):
     """An image stretched to (height, width), bilinear without antialias, as model.json says."""
-    if resampling == "half_pixel":
+    if resampling != "asymmetric":
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     # "asymmetric", as in TensorFlow 1: pixel i shows the coordinate i * scale, not its centre
     scale_y, scale_x = (old / new for old, new in zip(image.shape, size))
