@@ -51,12 +51,13 @@ setup(
         "torchvision>=0.19",
         "tqdm",
     ],
-    # eval is faster, lvis is for LVIS, timm has more trunks; the others are runtimes to export to.
-    # litert and executorch each want an environment of their own.
+    # eval is faster, lvis is for LVIS, timm has more trunks, supervision takes detections; the
+    # others are runtimes to export to. litert and executorch each want an environment of their own.
     extras_require={
         "eval": ["faster-coco-eval"],
         "lvis": ["lvis"],
         "timm": ["timm>=1.0"],
+        "supervision": ["supervision"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.22"],
         "openvino": ["onnx>=1.16", "openvino>=2024.6", "nncf>=2.14"],
         "ncnn": ["ncnn", "pnnx"],
