@@ -16,18 +16,19 @@ A trained model finds named boxes in three lines:
 
 import warnings
 
-try:
-    import detectron2  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "ssdlite_d2 needs Detectron2, which has no release on the package index. In a checkout of "
-        "ssdlite_d2 run 'make setup', or see "
-        "https://detectron2.readthedocs.io/tutorials/install.html"
-    ) from error
+from .interrupts import ended_without_traceback
 
-with warnings.catch_warnings():
+with warnings.catch_warnings(), ended_without_traceback():
     # Detectron2 does what newer versions of PyTorch advise against
     warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", FutureWarning)
+    try:
+        import detectron2  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "ssdlite_d2 needs Detectron2, which has no release on the package index. In a checkout "
+            "of ssdlite_d2 run 'make setup', or see "
+            "https://detectron2.readthedocs.io/tutorials/install.html"
+        ) from error
     from . import checkpoint, data, modeling  # noqa: F401  registration by import
 
 from .config import add_ssd_config, get_config_file, load_config

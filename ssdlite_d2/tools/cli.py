@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import List, NamedTuple
 
 from ..config_file import find_config, known_configs
+from ..errors import InputError
 from .program import one_line_errors, split_options
 
 PLACES = """ssdlite COMMAND --help tells more. DATA is a folder or an annotation file. MODEL is the
@@ -89,19 +90,17 @@ def expand(command: Command, words: List[str]) -> List[str]:
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in ("-h", "--help"):
-        print(usage())
-        return
-    if name not in COMMANDS:
-        sys.exit(f"error: ssdlite {name}: the commands are {', '.join(COMMANDS)}")
-    command = COMMANDS[name]
-    if name == "models":
-        list_configs()
-        return
     with one_line_errors():
-        words = expand(command, sys.argv[2:])
-    sys.argv = [f"ssdlite {name}", *words]
-    importlib.import_module(f"{__package__}.{command.module}").main()
+        if name in ("-h", "--help"):
+            print(usage())
+        elif name not in COMMANDS:
+            raise InputError(f"ssdlite {name}: the commands are {', '.join(COMMANDS)}")
+        elif name == "models":
+            list_configs()
+        else:
+            command = COMMANDS[name]
+            sys.argv = [f"ssdlite {name}", *expand(command, sys.argv[2:])]
+            importlib.import_module(f"{__package__}.{command.module}").main()
 
 
 if __name__ == "__main__":

@@ -38,11 +38,18 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """An InputError ends the program with its line and status 1, Ctrl-C with status 130."""
+    """An InputError ends the program with its line and status 1, Ctrl-C with status 130.
+
+    Where nobody reads on, as behind ``| head``, it ends without a word, as other programs do.
+    """
     try:
         yield
+        sys.stdout.flush()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed once more at exit
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         print("Interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
