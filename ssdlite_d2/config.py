@@ -195,6 +195,8 @@ def add_ssd_config(cfg: CN) -> None:
     # The same for each class, as torchvision has it; 0 is no limit. (TensorFlow limits the classes
     # of the result.)
     _C.MODEL.SSD.POSTPROCESS.TOPK_PER_CLASS = 0
+    # Suppress across classes: of boxes that overlap the best one stays, whatever their classes.
+    _C.MODEL.SSD.POSTPROCESS.ACROSS_CLASSES = False
     # Clip boxes to the image before suppression, as torchvision does, and not only after it.
     _C.MODEL.SSD.POSTPROCESS.CLIP_BEFORE_NMS = False
 
@@ -321,9 +323,12 @@ def add_ssd_config(cfg: CN) -> None:
 
     # The newest model_<iteration>.pth files that are kept; 0: all.
     _C.SOLVER.KEEP_CHECKPOINTS = 0
-    # Save model_best.pth when this result grows, such as "bbox/AP" or "bbox_EMA/AP50"; of several
-    # data sets "<data set>/bbox/AP". "": never.
+    # Save model_best.pth when this result grows, such as "bbox/AP": of the weights or, with
+    # MODEL.EMA, of their average, whichever is better. "bbox_EMA/AP": of the average alone. Of
+    # several data sets "<data set>/bbox/AP". "": never.
     _C.SOLVER.BEST_METRIC = ""
+    # End the training when so many evaluations in a row gave no better BEST_METRIC; 0: never.
+    _C.SOLVER.PATIENCE = 0
 
     # An exponential moving average of the weights, kept in the checkpoints and evaluated beside
     # them.

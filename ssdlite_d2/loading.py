@@ -7,14 +7,14 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Union
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.visualizer import Visualizer
 
 from .checkpoint import ZOO, numbered_checkpoints
 from .config import load_config
 from .data.reader import read_image
 from .engine import build_predictor, finish_config
-from .engine.visuals import SMALLEST_SIDE, colour_of
 from .errors import InputError
+from .evaluation.drawing import draw_detections
+from .evaluation.operating import choose_threshold
 from .export.bundled.detector import Detector, PredictError
 
 Image = Union[str, "os.PathLike[str]", np.ndarray]
@@ -89,14 +89,26 @@ class Detections(Instances):
 
     def draw(self) -> np.ndarray:
         """The image with named boxes, BGR; small images are enlarged."""
-        scale = max(1.0, SMALLEST_SIDE / min(self.image_size))
-        pairs = zip(self.class_names, self.scores.tolist())
-        drawn = Visualizer(self._image[:, :, ::-1], scale=scale).overlay_instances(
-            boxes=self.pred_boxes,
-            labels=[f"{name} {score:.0%}" for name, score in pairs],
-            assigned_colors=[colour_of(i) for i in self.pred_classes.tolist()],
+        return draw_detections(self._image[:, :, ::-1], self, self._classes)[:, :, ::-1]
+
+    def to_supervision(self):
+        """``supervision.Detections``: xyxy, confidence, class_id and the names of classes.
+
+        Raises:
+            InputError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise InputError(
+                "supervision is not installed: pip install 'ssdlite-d2[supervision]'"
+            ) from error
+        return supervision.Detections(
+            xyxy=self.pred_boxes.tensor.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.pred_classes.numpy(),
+            data={"class_name": np.array(self.class_names, dtype=str)},
         )
-        return drawn.get_image()[:, :, ::-1]
 
 
 class TrainedModel:
@@ -104,15 +116,24 @@ class TrainedModel:
 
     Attributes:
         classes: names by class id.
+        threshold: smallest score of ``predict``, where it is given none: that of the best F1 when
+            the weights were evaluated last, or 0.3 where they do not tell.
     """
 
-    def __init__(self, detect: Callable[[List[np.ndarray]], List[Instances]], classes: List[str]):
+    def __init__(
+        self,
+        detect: Callable[[List[np.ndarray]], List[Instances]],
+        classes: List[str],
+        threshold: Optional[float] = None,
+    ):
         """
         Args:
-            detect: BGR images to their detections.
+            detect: BGR images to their detections, whatever their score.
+            threshold: of the weights.
         """
         self._detect = detect
         self.classes = classes
+        self.threshold = choose_threshold(None, threshold)
 
     def predict(
         self, images: Union[Image, Sequence[Image]], score_threshold: Optional[float] = None
@@ -120,8 +141,8 @@ class TrainedModel:
         """
         Args:
             images: a path, or a BGR array of uint8 (h, w, 3) as OpenCV reads it; or a list.
-            score_threshold: detections have a score above; None: above that of the model's config
-                (MODEL.SSD.POSTPROCESS.SCORE_THRESH), below which it gives nothing.
+            score_threshold: detections have a score above; None: above ``threshold``. (Below
+                MODEL.SSD.POSTPROCESS.SCORE_THRESH, 0.05, the model gives nothing.)
 
         Returns:
             of one image its detections, of a list a list.
@@ -135,7 +156,7 @@ class TrainedModel:
         found = []
         for array, instances in zip(arrays, self._detect(arrays) if arrays else []):
             detections = Detections(array, self.classes, **instances.to("cpu").get_fields())
-            smallest = score_threshold or 0.0
+            smallest = self.threshold if score_threshold is None else score_threshold
             found.append(detections[detections.scores > smallest])
         return found
 
@@ -160,7 +181,7 @@ def load(model: Union[str, "os.PathLike[str]"], *opts: Any) -> TrainedModel:
     def detect(images: List[np.ndarray]) -> List[Instances]:
         return [output["instances"] for output in predictor.predict(images)]
 
-    return TrainedModel(detect, class_names(cfg))
+    return TrainedModel(detect, class_names(cfg), predictor.threshold)
 
 
 def class_names(cfg) -> List[str]:
@@ -192,7 +213,7 @@ def _load_bundle(folder: Path) -> TrainedModel:
             for image, (boxes, scores, classes) in zip(images, found)
         ]
 
-    return TrainedModel(detect, list(detector.classes))
+    return TrainedModel(detect, list(detector.classes), detector.threshold)
 
 
 def _read(path: Image) -> np.ndarray:

@@ -119,6 +119,7 @@ CHECKS: Dict[str, Check] = {
     "SOLVER.REFERENCE_WORLD_SIZE": COUNT,
     "SOLVER.MAX_SKIPPED_STEPS": COUNT,
     "SOLVER.KEEP_CHECKPOINTS": COUNT,
+    "SOLVER.PATIENCE": COUNT,
     "SOLVER.BASE_LR": POSITIVE,
     "SOLVER.BASE_LR_END": AMOUNT,
     "SOLVER.TRUNK_LR_FACTOR": AMOUNT,
@@ -170,6 +171,10 @@ def check_config(cfg: CfgNode) -> None:
     for key, names in NAMES.items():
         known = [name if isinstance(name, str) else name[0] for name in names]  # a registry's pairs
         one_of(key, value_of(cfg, key), known)
+    if cfg.SOLVER.PATIENCE and not cfg.SOLVER.BEST_METRIC:
+        raise InputError(
+            f"SOLVER.PATIENCE is {cfg.SOLVER.PATIENCE}; it needs a SOLVER.BEST_METRIC: bbox/AP"
+        )
     if cfg.SOLVER.BASE_LR_END > cfg.SOLVER.BASE_LR:
         raise InputError(f"SOLVER.BASE_LR_END is above SOLVER.BASE_LR, {cfg.SOLVER.BASE_LR}")
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import json
 import logging
 import math
 import time
+from pathlib import Path
 from typing import Dict, Iterator
 
 import torch
@@ -13,6 +15,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from ..evaluation.operating import RATES
+from .hooks import metric_of, of_average
 from .trainer import SSDTrainer
 
 logger = logging.getLogger(__name__)
@@ -28,13 +32,13 @@ class ConsoleTrainer(SSDTrainer):
             print(describe(self.cfg, self.model), flush=True)
         result = super().train()
         if comm.is_main_process():
-            folder = self.cfg.OUTPUT_DIR
-            print(f"done      {folder}; try: ssdlite predict {folder} IMAGE --output drawn")
+            print(outcome(self.cfg.OUTPUT_DIR))
+        return result
         return result
 
     def build_writers(self):
         images = self.checkpointer.identity["images"]
-        metric = metric_of(self.cfg)
+        metric = shown_metric(self.cfg)
         writer = ConsoleWriter(self.max_iter, images / self.cfg.SOLVER.IMS_PER_BATCH, metric)
         return [*super().build_writers(), writer]
 
@@ -97,9 +101,32 @@ def printed_to_log() -> Iterator[None]:
             logger.info(f"Printed by the evaluation:\n{text.getvalue()}")
 
 
-def metric_of(cfg: CfgNode) -> str:
-    """The result to show: that of SOLVER.BEST_METRIC, or else AP."""
-    return cfg.SOLVER.BEST_METRIC or ("bbox_EMA/AP" if cfg.MODEL.EMA.ENABLED else "bbox/AP")
+def shown_metric(cfg: CfgNode) -> str:
+    """The result to show: SOLVER.BEST_METRIC or AP, of the average where there is one."""
+    metric = cfg.SOLVER.BEST_METRIC or metric_of(cfg, False)
+    return of_average(metric) if cfg.MODEL.EMA.ENABLED else metric
+
+
+def outcome(folder: str) -> str:
+    """What a run has left in its folder."""
+    lines, best = [], Path(folder, "best.json")
+    if best.is_file():
+        told = json.loads(best.read_text())
+        lines = [
+            f"best      {told['metric'].split('/')[-1]} {told['value']:.1f}, {told['weights']} "
+            f"after iteration {told['iteration'] + 1}: model_best.pth"
+        ]
+        if "F1" in told["operating"]:
+            lines.append("threshold " + in_words(told["operating"]))
+    lines.append(f"done      {folder}; try: ssdlite predict {folder} IMAGE --output drawn")
+    return "\n".join(lines)
+
+
+def in_words(operating: Dict[str, float]) -> str:
+    """A threshold and what it gives: predict, the demo and bundles take it."""
+    known = {key: value for key, value in operating.items() if key in RATES}
+    rates = ", ".join(f"{key} {value:.1f}" for key, value in known.items())
+    return f"{operating['threshold']:.2f}, of the best F1 at IoU 0.5: {rates} %"
 
 
 def describe(cfg: CfgNode, model: torch.nn.Module) -> str:
@@ -118,7 +145,8 @@ def describe(cfg: CfgNode, model: torch.nn.Module) -> str:
             f"start     {cfg.MODEL.WEIGHTS or 'random weights'}",
             f"schedule  {solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images, learning "
             f"rate {solver.BASE_LR:g}, evaluated "
-            + (f"every {period}" if period else "at the end"),
+            + (f"every {period}" if period else "at the end")
+            + (f", ends after {solver.PATIENCE} without a better one" if solver.PATIENCE else ""),
             f"device    {device}"
             + ("" if comm.get_world_size() == 1 else f", {comm.get_world_size()} processes"),
             f"output    {cfg.OUTPUT_DIR} (log.txt has all messages)",

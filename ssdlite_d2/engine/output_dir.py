@@ -17,7 +17,12 @@ from ..files import TEMPORARY
 logger = logging.getLogger(__name__)
 
 LOCK, MOVING = ".lock", ".before"
-OTHERS = ("last_checkpoint", "model_best.pth", "model_final.pth")  # besides the numbered ones
+OTHERS = (
+    "last_checkpoint",
+    "model_best.pth",
+    "best.json",
+    "model_final.pth",
+)  # besides the numbered ones
 UNFINISHED = re.compile(rf"(model_\w+\.pth|last_checkpoint){TEMPORARY}")
 
 _held: Dict[str, int] = {}  # process that holds the lock, by folder

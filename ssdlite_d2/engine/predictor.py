@@ -9,6 +9,7 @@ from detectron2.engine import DefaultPredictor
 
 from ..checkpoint import SSDCheckpointer, identity_of
 from ..errors import InputError
+from ..evaluation.operating import stored_operating
 from ..modeling.inference.fused import for_inference
 from .config_checks import settle_device
 
@@ -18,6 +19,10 @@ class SSDPredictor(DefaultPredictor):
 
     DefaultPredictor(cfg) detects the same, one by one, but leaves weights that do not fit out with
     a warning.
+
+    Attributes:
+        threshold: the score to operate at, that of the best F1 when the weights were evaluated;
+            None where they do not tell.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -30,7 +35,8 @@ class SSDPredictor(DefaultPredictor):
         settle_device(cfg)
         weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
         super().__init__(cfg)
-        SSDCheckpointer(self.model, identity=identity_of(cfg, self.model)).load(weights)
+        checkpointer = SSDCheckpointer(self.model, identity=identity_of(cfg, self.model))
+        self.threshold = stored_operating(checkpointer.load(weights)).get("threshold")
         self.model = for_inference(self.model, cfg.MODEL.SSD.INFERENCE)
 
     def __call__(self, original_image: np.ndarray) -> Dict:

@@ -1,5 +1,6 @@
 """Detectron2's DefaultTrainer for SSD."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -37,7 +38,18 @@ from ..provenance import made_with
 from .config_checks import check_batch
 from .ema import EMAHook, ModelEMA
 from .guards import INTERRUPTED, NonFiniteGuard, StopSignal, WorkerDied, failures_reported
-from .hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN, StopHook, checkpoint_name
+from .hooks import (
+    BestCheckpointer,
+    EarlyStop,
+    OperatingHook,
+    PatienceHook,
+    PeriodicCheckpointer,
+    PreciseBN,
+    StopHook,
+    checkpoint_name,
+    metric_of,
+    of_average,
+)
 from .memory import keep_freed_memory
 from .output_dir import lock_folder, set_aside
 from .solver import amp_dtype, build_optimizer, check_optimizer_state
@@ -88,42 +100,56 @@ class SSDTrainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.stop = StopSignal()
+        self.best: Optional[BestCheckpointer] = None  # the main process's
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> List[HookBase]:
         """The parent's in its order, those of ``hooks.py`` in their place."""
         cfg, main = self.cfg, comm.is_main_process()
         solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
-        ema = self.ema
+        ema, is_average = self.ema, bool(self.ema and cfg.MODEL.EMA.FINAL)
         checkpoints = PeriodicCheckpointer(
             self.checkpointer,
             solver.CHECKPOINT_PERIOD,
             solver.KEEP_CHECKPOINTS,
-            ema.module if ema and cfg.MODEL.EMA.FINAL else None,
+            ema.module if is_average else None,
         )
         built = [hooks.IterationTimer(), EMAHook(ema, self.model) if ema else None]
         built += [hooks.LRScheduler(), self._precise_bn()]
         built += [checkpoints if main else None, StopHook(self.stop, self._save_and_exit)]
         built += [hooks.EvalHook(period, self.evaluate)]
-        return built + (self._main_hooks() if main else [])
+        final = OperatingHook(checkpoints, metric_of(cfg, is_average))
+        if main:
+            models = self._best_models()
+            self.best = BestCheckpointer(period, self.checkpointer, models) if models else None
+            built += [self.best, final, *self._main_hooks()]
+        if solver.PATIENCE and period:
+            save = final.save if main else None
+            built.append(PatienceHook(period, solver.PATIENCE, self.best, save))
+        return built
+
+    def _best_models(self) -> Dict[str, nn.Module]:
+        """The weights among which the best are looked for, by metric: as trained, and averaged."""
+        metric, raw = self.cfg.SOLVER.BEST_METRIC, getattr(self.model, "module", self.model)
+        if not metric or not self.ema:
+            return {metric: raw} if metric else {}
+        averaged = {of_average(metric): self.ema.module}
+        return averaged if metric in averaged else {metric: raw, **averaged}
 
     def _main_hooks(self) -> List[HookBase]:
-        """What only the main process does, after evaluation."""
-        cfg, metric = self.cfg, self.cfg.SOLVER.BEST_METRIC
-        raw = getattr(self.model, "module", self.model)
-        average = self.ema.module if self.ema else raw
+        """What only the main process does for people to see."""
+        cfg = self.cfg
         built = []
-        if metric:
-            best = average if "_EMA/" in metric else raw
-            built.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, self.checkpointer, metric, best))
         if cfg.TEST.PREVIEW_IMAGES and cfg.DATASETS.TEST:
+            raw = getattr(self.model, "module", self.model)
             built.append(
                 PreviewHook(
                     cfg.TEST.EVAL_PERIOD,
-                    average,
+                    self.ema.module if self.ema else raw,
                     cfg.DATASETS.TEST,
                     cfg.TEST.PREVIEW_IMAGES,
                     cfg.INPUT.FORMAT,
+                    metric_of(cfg, bool(self.ema)),
                     image_reader(cfg),
                 )
             )
@@ -194,7 +220,7 @@ class SSDTrainer(DefaultTrainer):
         lock_folder(self.cfg.OUTPUT_DIR)
         if self.start_iter == 0:
             set_aside(self.cfg.OUTPUT_DIR)
-        with self.stop.listening():
+        with self.stop.listening(), contextlib.suppress(EarlyStop):
             return super().train()
 
     def run_step(self) -> None:

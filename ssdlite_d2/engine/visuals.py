@@ -1,7 +1,6 @@
 """Images of a training run: boxes on validation images, and curves."""
 
 import contextlib
-import copy
 import json
 import os
 from typing import Callable, Dict, List, Sequence, Tuple
@@ -11,35 +10,15 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
-from detectron2.utils.visualizer import Visualizer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
 from ..data.reader import read_image
+from ..evaluation.drawing import side_by_side
+from .hooks import operating_point
 
-SMALLEST_SIDE = 480  # pixels; smaller images are enlarged, for the labels to be legible
-SCORE = 0.3  # smallest score of a box that is drawn
-
-# as matplotlib's "tab10" has them
-COLOURS = [
-    tuple(int(hexes[i : i + 2], 16) / 255 for i in (0, 2, 4))
-    for hexes in "1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 bcbd22 17becf".split()
-]
-
-
-def colour_of(class_id: int) -> Tuple[float, float, float]:
-    """RGB from 0 to 1 of a class, the same everywhere."""
-    return COLOURS[class_id % len(COLOURS)]
-
-
-def side_by_side(image: np.ndarray, instances, record: Dict, metadata) -> np.ndarray:
-    """An RGB image twice: with detections, and with the boxes of its dataset dict."""
-    scale = max(1.0, SMALLEST_SIDE / min(image.shape[:2]))
-    image = np.ascontiguousarray(image)
-    found = Visualizer(image, metadata, scale=scale).draw_instance_predictions(instances)
-    true = Visualizer(image, metadata, scale=scale).draw_dataset_dict(copy.deepcopy(record))
-    return np.hstack((found.get_image(), true.get_image()))
+SCORE = 0.3  # smallest score of a box that is drawn, where no evaluation tells
 
 
 class PreviewHook(HookBase):
@@ -55,6 +34,7 @@ class PreviewHook(HookBase):
         names: Sequence[str],
         count: int,
         image_format: str,
+        metric: str,
         read: Callable[..., np.ndarray] = read_image,
     ):
         """
@@ -64,6 +44,7 @@ class PreviewHook(HookBase):
             names: of the data sets.
             count: images of each.
             image_format: of the images that the model takes, such as "RGB".
+            metric: of the model's evaluation.
             read: as ``read_image``.
         """
         self._period = period
@@ -71,6 +52,7 @@ class PreviewHook(HookBase):
         self._names = names
         self._count = count
         self._format = image_format
+        self._metric = metric
         self._read = read
         self._records: List[Tuple[str, Dict]] = []
 
@@ -102,10 +84,14 @@ class PreviewHook(HookBase):
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         height, width = image.shape[:2]
         found = self._model([{"image": pixels, "height": height, "width": width}])[0]["instances"]
-        found = found[found.scores >= SCORE].to("cpu")
+        found = found[found.scores > self._threshold()].to("cpu")
         rgb = self._read(record["file_name"], "RGB")
-        drawn = side_by_side(rgb, found, record, MetadataCatalog.get(name))
+        drawn = side_by_side(rgb, found, record, MetadataCatalog.get(name).get("thing_classes"))
         return drawn.transpose(2, 0, 1)
+
+    def _threshold(self) -> float:
+        """That of the last evaluation."""
+        return operating_point(self.trainer.storage, self._metric).get("threshold", SCORE)
 
 
 def read_metrics(file: str) -> List[Dict]:

@@ -4,12 +4,13 @@ Detections are matched as COCO's evaluation does, in falling score, each to the 
 class with the largest IoU.
 """
 
-from typing import Dict, NamedTuple, Optional, Sequence
+from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 import numpy as np
 
 NONE, IGNORED = -1, -2  # in the place of a match: no true box; a crowd region
 SIZES = {"small": 32.0**2, "medium": 96.0**2, "large": np.inf}  # COCO's upper areas, in pixels
+USUAL = 0.3  # threshold where nothing tells one; bundles have the same
 RATES = ("precision", "recall", "F1")
 
 
@@ -193,3 +194,18 @@ def _rates(hits: np.ndarray, count: int, suffix: str = "") -> Dict[str, float]:
         f"{name}{suffix}": 100.0 * some / of if of else float("nan")
         for name, (some, of) in parts.items()
     }
+
+
+def stored_operating(content: Dict[str, Any]) -> Dict[str, float]:
+    """``threshold`` and the rates there of a checkpoint's content; empty when it tells none."""
+    operating = content.get("operating")
+    if not isinstance(operating, dict):
+        return {}
+    known = {key: operating.get(key) for key in ("threshold", *RATES)}
+    values = {k: v for k, v in known.items() if isinstance(v, float) and np.isfinite(v)}
+    return values if 0 <= values.get("threshold", -1.0) <= 1 else {}
+
+
+def choose_threshold(given: Optional[float], stored: Optional[float]) -> float:
+    """The score above which detections are shown: what the user gave, or what the weights tell."""
+    return next((value for value in (given, stored) if value is not None), USUAL)

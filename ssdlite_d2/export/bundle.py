@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Set
+from typing import Dict, Iterator, List, Optional, Set
 
 import torch
 from detectron2.config import CfgNode
@@ -29,15 +29,22 @@ from .texts import readme, requirements, write_example
 
 logger = logging.getLogger(__name__)
 
-PROGRAMS = ("predict.py", "detector.py", "runtimes.py")
+PROGRAMS = ("predict.py", "detector.py", "drawing.py", "runtimes.py")
 
 
-def export_bundle(cfg: CfgNode, model: SSD, output: str, options: ExportOptions) -> Dict:
+def export_bundle(
+    cfg: CfgNode,
+    model: SSD,
+    output: str,
+    options: ExportOptions,
+    operating: Optional[Dict[str, float]] = None,
+) -> Dict:
     """Write a bundle for a model; all of it, or nothing.
 
     Args:
         cfg: the model's finished config.
         model: with its weights, on the CPU.
+        operating: of the weights' file, for model.json.
         output: the folder to make. A bundle that is there already is replaced, file by file.
 
     Returns:
@@ -51,16 +58,22 @@ def export_bundle(cfg: CfgNode, model: SSD, output: str, options: ExportOptions)
     model.eval()
     with new_folder(Path(output)) as folder:
         spec = describe(cfg, model, chosen, options)
+        spec.operating = operating
+        if spec.detections["across_classes"] and options.layout not in ("anchors", "nms"):
+            raise InputError(
+                f"MODEL.SSD.POSTPROCESS.ACROSS_CLASSES is True; --layout {options.layout} "
+                "suppresses by class"
+            )
         module = write_model(cfg, model, folder, chosen, options)
         if options.precision == "int8":
             plain = dataclasses.replace(spec, layout="anchors", outputs=LAYOUTS["anchors"].outputs)
             spec.quantization = quantize(cfg, model, folder, plain, options)
         if layout.finish:
             layout.finish(folder, spec, module)
-        if options.parity_images and not chosen.runs_here:
+        if options.parity_images != 0 and not chosen.runs_here:
             logger.warning(f"No parity report: {options.format} models do not run on this system")
         report, example = {}, None
-        if options.parity_images and chosen.runs_here:
+        if options.parity_images != 0 and chosen.runs_here:
             records = parity_records(cfg, options)
             report = check_parity(cfg, model, folder, spec, options, records)
             write_parity(folder, report, options)

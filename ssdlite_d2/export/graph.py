@@ -91,6 +91,7 @@ class WithNMS(nn.Module):
         self.candidates = min(candidates, options["candidates"], pairs)
         self.per_class = options["candidates_per_class"]
         self.detections = min(options["max_detections"], self.candidates)
+        self.across_classes = options["across_classes"]
         self.clip = options["clip_before_nms"]
         self.score_threshold = options["score_threshold"]
         self.nms_threshold = options["nms_threshold"]
@@ -115,7 +116,7 @@ class WithNMS(nn.Module):
         boxes = boxes.gather(1, anchors[..., None].expand(-1, -1, 4))
         # boxes of different classes are moved apart, to suppress within a class only
         span = boxes.amax(dim=(1, 2), keepdim=True) - boxes.amin(dim=(1, 2), keepdim=True) + 1
-        apart = boxes + classes[..., None].float() * span
+        apart = boxes if self.across_classes else boxes + classes[..., None].float() * span
         suppress = OnnxNMS.apply if torch.onnx.is_in_onnx_export() else keep
         kept = suppress(apart, scores, self.nms_threshold, self.score_threshold, self.detections)
         # kept rows are moved to the front by their scores; the others become empty

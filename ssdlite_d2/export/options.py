@@ -17,7 +17,7 @@ class ExportOptions:
         batch: images at once, or ``"dynamic"``.
         calibration: data set for quantization; None is the config's training data.
         parity_dataset: data set of the parity report; None is the config's test data.
-        parity_images: images of the parity report; 0 leaves it out.
+        parity_images: images of the parity report; 0 leaves it out. None: all of a small data set.
         ap_budget: AP points that quantization may cost.
     """
 
@@ -29,7 +29,7 @@ class ExportOptions:
     calibration: Optional[str] = None
     calibration_images: int = 200
     parity_dataset: Optional[str] = None
-    parity_images: int = 50
+    parity_images: Optional[int] = None
     allow_difference: bool = False
     ap_budget: float = 0.5
 
@@ -52,7 +52,7 @@ class ExportOptions:
                 raise InputError("nncf is not installed: pip install 'ssdlite-d2[openvino]'")
         if self.precision == "int8" and self.calibration_images < 1:
             raise InputError(f"--calibration-images is {self.calibration_images}; 1 is the least")
-        if self.parity_images < 0:
+        if self.parity_images is not None and self.parity_images < 0:
             raise InputError(f"--parity-images is {self.parity_images}; 0 leaves the report out")
         chosen.require()
         return chosen

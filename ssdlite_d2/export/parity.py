@@ -230,6 +230,24 @@ def violations(report: Dict, options: ExportOptions) -> List[str]:
     return found
 
 
+def remarks(report: Dict, options: ExportOptions) -> List[str]:
+    """What the two APs say, in sentences."""
+    if report["AP"] is None:
+        return []
+    change = report["exported_AP"] - report["AP"]
+    text = f"AP {report['exported_AP']:.2f}, PyTorch {report['AP']:.2f}: {change:+.2f}"
+    if options.precision == "int8":
+        kept = "not kept" if -change > options.ap_budget else "kept"
+        return [f"{text}, budget {options.ap_budget:g}: {kept}"]
+    if round(change, 2) == 0 or options.resize:
+        return [text]
+    return [
+        text,
+        "The bundle resizes images in whole grey levels (OpenCV), PyTorch in float, which changes "
+        "scores a little; the table above compares both on the same pixels.",
+    ]
+
+
 def write_parity(folder: Path, report: Dict, options: ExportOptions) -> None:
     """Write parity.json and print the table.
 
@@ -237,6 +255,7 @@ def write_parity(folder: Path, report: Dict, options: ExportOptions) -> None:
         InputError: the model is outside its tolerance, and the options do not allow it.
     """
     report["violations"] = violations(report, options)
+    report["remarks"] = remarks(report, options)
     (folder / "parity.json").write_text(json.dumps(report, indent=1) + "\n")
     print(table(report))
     if report["violations"] and not options.allow_difference:
@@ -263,6 +282,4 @@ def table(report: Dict) -> str:
         f"detections {report['detections']}, exported {report['exported_detections']}, "
         f"matched {report['matched']}",
     ]
-    if report["AP"] is not None:
-        lines.append(f"AP {report['AP']:.2f}, exported {report['exported_AP']:.2f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *report["remarks"]])

@@ -27,6 +27,7 @@ class Spec:
         classes: names, in the order of their ids.
         detections: the postprocessor's options.
         source: weights, config and commit.
+        operating: ``threshold`` of the best F1 at the last evaluation, and the rates there.
         quantization: what INT8 was made with.
         sha256: of the model's files.
         bytes: of the model's files together.
@@ -42,6 +43,7 @@ class Spec:
     classes: List[str]
     detections: Dict[str, Any]
     source: Dict[str, str]
+    operating: Optional[Dict[str, float]] = None
     quantization: Optional[Dict[str, Any]] = None
     sha256: Dict[str, str] = field(default_factory=dict)
     bytes: int = 0

@@ -8,6 +8,7 @@ from typing import Dict, Optional, Union
 
 import cv2
 
+from ..evaluation.operating import USUAL
 from .bundled.detector import Detector, as_json
 from .bundled.runtimes import RUNTIMES
 from .spec import Spec
@@ -34,7 +35,9 @@ Another device: `--device {devices}`. From Python:
 
 ```python
 from detector import Detector
-boxes, scores, classes = Detector(".")([cv2.imread("image.jpg")])[0]  # BGR in, XYXY in its pixels
+detector = Detector(".")
+boxes, scores, classes = detector([cv2.imread("image.jpg")], detector.threshold)[0]
+# BGR in, XYXY in its pixels out
 ```
 
 ## Input
@@ -46,7 +49,7 @@ the model.
 
 {outputs}
 
-{after}
+{after} {shown}
 {frigate}
 ## Accuracy
 
@@ -74,6 +77,7 @@ def readme(spec: Spec, report: Dict, example: Optional[str]) -> str:
     known = {"N": spec.input["batch"], "H": height, "W": width}
     if spec.input["resize"] == "inside":
         known.update(H="height", W="width")
+    group = "across classes" if spec.detections["across_classes"] else "by class"
     inside = spec.layout != "anchors"
     return README.format(
         format=spec.format,
@@ -88,7 +92,10 @@ def readme(spec: Spec, report: Dict, example: Optional[str]) -> str:
         colour=spec.input["colour"],
         resize="inside" if spec.input["resize"] == "inside" else "before, bilinear, no antialias",
         outputs="\n".join(f"- `{name}`: {meaning}" for name, meaning in spec.outputs.items()),
-        after="Suppression is in the model." if inside else AFTER.format(**spec.detections),
+        after="Suppression is in the model."
+        if inside
+        else AFTER.format(**spec.detections, group=group),
+        shown=shown(spec),
         frigate=FRIGATE if spec.layout == "frigate" else "",
         accuracy=accuracy(report),
         commit=spec.source["commit"],
@@ -96,12 +103,19 @@ def readme(spec: Spec, report: Dict, example: Optional[str]) -> str:
 
 
 AFTER = """\
-`predict.py` keeps scores above {score_threshold}, at most {candidates} boxes, suppresses by class
+`detector.py` keeps scores above {score_threshold}, at most {candidates} boxes, suppresses {group}
 at an IoU of {nms_threshold}, and gives at most {max_detections} detections."""
 FRIGATE = """
 Frigate: copy `model.xml`, `model.bin` and `labelmap.txt` into its `/config`; `frigate.yml` has the
 lines of its `config.yml`.
 """
+
+
+def shown(spec: Spec) -> str:
+    """Which detections predict.py shows."""
+    known = spec.operating or {}
+    reason = f", where F1 was best ({known['F1']:.0f} %)" if "F1" in known else ""
+    return f"`predict.py` shows those above {known.get('threshold', USUAL):.2f}{reason}."
 
 
 def accuracy(report: Dict) -> str:
@@ -113,10 +127,10 @@ def accuracy(report: Dict) -> str:
         f"Of the PyTorch model's {report['detections']} detections {where}, {report['matched']} "
         "are found by this one (`parity.json`)."
     )
-    if report["AP"] is None:
+    if not report["remarks"]:
         return same
-    exported, trained = report["exported_AP"], report["AP"]
-    return f"COCO AP {exported:.2f} {where}; the PyTorch model's is {trained:.2f}. {same}"
+    first, *others = report["remarks"]
+    return " ".join([f"COCO {first}, {where}.", *others, same])
 
 
 def requirements(spec: Spec) -> str:

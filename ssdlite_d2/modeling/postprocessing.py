@@ -88,7 +88,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, li
 
 @SSD_POSTPROCESSOR_REGISTRY.register(name="nms")
 class Postprocessor:
-    """Score threshold, best candidates, decoding of those, non-maximum suppression by class."""
+    """Score threshold, best candidates, decoding of those, non-maximum suppression."""
 
     @configurable
     def __init__(
@@ -98,6 +98,7 @@ class Postprocessor:
         nms_threshold: float = 0.5,
         candidates: int = 2000,
         candidates_per_class: int = 0,
+        across_classes: bool = False,
         clip_before_nms: bool = False,
         max_detections: int = 100,
     ):
@@ -105,6 +106,7 @@ class Postprocessor:
         Args:
             candidates: (anchor, class) pairs of an image that enter suppression.
             candidates_per_class: the same for each class; 0 is no limit.
+            across_classes: suppress boxes of other classes, too.
             clip_before_nms: clip boxes to the input before suppression, not only after it.
             max_detections: of an image.
         """
@@ -112,6 +114,7 @@ class Postprocessor:
         self.nms_threshold = nms_threshold
         self.candidates = candidates
         self.candidates_per_class = candidates_per_class
+        self.across_classes = across_classes
         self.clip_before_nms = clip_before_nms
         self.max_detections = max_detections
 
@@ -123,6 +126,7 @@ class Postprocessor:
             "nms_threshold": node.NMS_THRESH,
             "candidates": node.TOPK_CANDIDATES,
             "candidates_per_class": node.TOPK_PER_CLASS,
+            "across_classes": node.ACROSS_CLASSES,
             "clip_before_nms": node.CLIP_BEFORE_NMS,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
@@ -164,7 +168,8 @@ class Postprocessor:
         return [self._suppress(*image, size) for image in zip(*parts)]
 
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, size) -> Instances:
-        kept = suppress(boxes, scores, labels, self.nms_threshold, self.max_detections)
+        groups = torch.zeros_like(labels) if self.across_classes else labels
+        kept = suppress(boxes, scores, groups, self.nms_threshold, self.max_detections)
         return Instances(
             size, pred_boxes=Boxes(boxes[kept]), scores=scores[kept], pred_classes=labels[kept]
         )

@@ -19,14 +19,14 @@ import numpy as np
 import tqdm
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
-from detectron2.utils.video_visualizer import VideoVisualizer
-from detectron2.utils.visualizer import Visualizer
 
 from ..config import load_config
 from ..data.reader import image_reader
 from ..engine import build_predictor, finish_config
 from ..engine.predictor import SSDPredictor
 from ..errors import InputError
+from ..evaluation.drawing import draw_detections
+from ..evaluation.operating import USUAL, choose_threshold
 from .drawings import drawing_paths, make_folder, refuse_sources
 from .program import parse_args, program
 
@@ -51,9 +51,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--confidence-threshold",
         type=float,
-        default=0.5,
         metavar="T",
-        help="smallest score of a detection that is drawn (default: 0.5)",
+        help="smallest score of a detection that is drawn (default: that of the best F1 at the "
+        f"last evaluation, as the weights' file has it, else {USUAL})",
+    )
+    parser.add_argument(
+        "--across-classes",
+        action="store_true",
+        help="of overlapping boxes keep the best one, whatever their classes",
     )
     parser.add_argument(
         "--batch-size",
@@ -138,18 +143,19 @@ def _batches(items: Iterable, size: int) -> Iterator[List]:
 
 
 def detect(predictor: SSDPredictor, images: List[np.ndarray]) -> List[Instances]:
-    """Detections of BGR images, computed together; the time is logged."""
+    """Detections of BGR images above the threshold, computed together; the time is logged."""
     start = time.perf_counter()
     found = [output["instances"].to("cpu") for output in predictor.predict(images)]
+    found = [instances[instances.scores > predictor.threshold] for instances in found]
     seconds = (time.perf_counter() - start) / len(images)
     logger.debug(f"{len(images)} images, {1000 * seconds:.0f} ms each")
     return found
 
 
-def draw(image: np.ndarray, instances: Instances, metadata) -> np.ndarray:
-    """Detections on a BGR image (h, w, 3); returns the like."""
-    visualizer = Visualizer(image[:, :, ::-1], metadata)
-    return visualizer.draw_instance_predictions(instances).get_image()[:, :, ::-1]
+def draw(image: np.ndarray, instances: Instances, metadata, enlarge: bool = True) -> np.ndarray:
+    """Detections on a BGR image (h, w, 3); returns the like, as ``draw_boxes`` does."""
+    names = metadata.get("thing_classes")
+    return draw_detections(image[:, :, ::-1], instances, names, enlarge)[:, :, ::-1]
 
 
 def run_on_video(predictor: SSDPredictor, source, output: str, batch_size: int = 1) -> None:
@@ -173,13 +179,11 @@ def run_on_video(predictor: SSDPredictor, source, output: str, batch_size: int =
         writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
         if not writer.isOpened():
             raise InputError(f"--output: cannot write {target}")
-    visualizer = VideoVisualizer(predictor.metadata)
     batches = _batches(tqdm.tqdm(_frames(video), total=frames), batch_size if output else 1)
     for frame, instances in (
         pair for batch in batches for pair in zip(batch, detect(predictor, batch))
     ):
-        drawn = visualizer.draw_instance_predictions(frame[:, :, ::-1], instances)
-        drawn = cv2.cvtColor(drawn.get_image(), cv2.COLOR_RGB2BGR)
+        drawn = draw(frame, instances, predictor.metadata, enlarge=False)
         if writer is not None:
             writer.write(cv2.resize(drawn, (width, height)))
         else:
@@ -215,10 +219,15 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise InputError(f"--batch-size is {args.batch_size}; 1 is the least")
     cfg = load_config(args.config_file, args.opts)
-    cfg.MODEL.SSD.POSTPROCESS.SCORE_THRESH = args.confidence_threshold
+    postprocess = cfg.MODEL.SSD.POSTPROCESS
+    if args.confidence_threshold is not None:
+        postprocess.SCORE_THRESH = args.confidence_threshold
+    postprocess.ACROSS_CLASSES = postprocess.ACROSS_CLASSES or args.across_classes
     paths = find_images(args.input) if args.input else []
     finish_config(cfg)
     predictor = build_predictor(cfg)
+    predictor.threshold = choose_threshold(args.confidence_threshold, predictor.threshold)
+    logger.info(f"Detections have a score above {predictor.threshold:.2f}")
     if not hasattr(predictor, "metadata"):  # the config names no data set for testing
         predictor.metadata = MetadataCatalog.get("__unused")
     if args.input:

@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from ..checkpoint import SSDCheckpointer, identity_of
 from ..config import load_config
 from ..engine import finish_config
+from ..evaluation.operating import stored_operating
 from ..export import FORMATS, ExportOptions, export_bundle
 from .program import parse_args, program
 
@@ -71,9 +72,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parity-images",
         type=int,
-        default=50,
         metavar="N",
-        help="images of the parity report; 0 leaves it out (default: 50)",
+        help="images of the parity report; 0 leaves it out (default: all of up to 200, else 50)",
     )
     parser.add_argument(
         "--allow-difference",
@@ -94,8 +94,8 @@ def run(args: argparse.Namespace) -> None:
     model = build_model(cfg)
     if not cfg.MODEL.WEIGHTS:
         logging.getLogger("ssdlite_d2").warning("MODEL.WEIGHTS is empty: the weights are random")
-    SSDCheckpointer(model, identity=identity_of(cfg, model)).load(cfg.MODEL.WEIGHTS)
-    export_bundle(cfg, model, args.output, options)
+    loaded = SSDCheckpointer(model, identity=identity_of(cfg, model)).load(cfg.MODEL.WEIGHTS)
+    export_bundle(cfg, model, args.output, options, stored_operating(loaded) or None)
     print(f"Wrote {args.output}")
 
 

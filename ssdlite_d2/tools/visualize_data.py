@@ -13,14 +13,13 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.visualizer import Visualizer
 
 from ..config import load_config
 from ..data.build import build_collator, build_train_mapper, load_train_records
 from ..data.dataset_mapper import IGNORED
 from ..engine import finish_config
-from ..engine.visuals import colour_of
 from ..errors import InputError
+from ..evaluation.drawing import draw_boxes
 from .drawings import make_folder, refuse_sources
 from .program import parse_args, program
 
@@ -61,12 +60,9 @@ def draw(sample: Dict, cfg: CfgNode) -> np.ndarray:
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     truth = sample["instances"]
     classes = truth.gt_classes.tolist()
-    drawn = Visualizer(np.ascontiguousarray(image)).overlay_instances(
-        boxes=truth.gt_boxes,
-        labels=["ignored" if c == IGNORED else names[c] for c in classes],
-        assigned_colors=[colour_of(c) if c >= 0 else (0.5,) * 3 for c in classes],
-    )
-    return drawn.get_image()[:, :, ::-1]
+    labels = ["ignored" if c == IGNORED else names[c] for c in classes]
+    boxes = truth.gt_boxes.tensor.numpy()
+    return draw_boxes(image, boxes, classes, labels, enlarge=False)[:, :, ::-1]
 
 
 def make_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:

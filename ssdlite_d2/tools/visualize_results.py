@@ -15,8 +15,9 @@ from ..config import load_config
 from ..data.datasets import dataset_errors
 from ..data.reader import image_reader
 from ..engine import build_predictor, finish_config
-from ..engine.visuals import side_by_side
 from ..errors import InputError
+from ..evaluation.drawing import side_by_side
+from ..evaluation.operating import USUAL, choose_threshold
 from .drawings import drawing_paths
 from .program import parse_args, program
 
@@ -29,9 +30,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--confidence-threshold",
         type=float,
-        default=0.3,
         metavar="T",
-        help="smallest score of a detection that is drawn (default: 0.3)",
+        help="smallest score of a detection that is drawn (default: that of the best F1 at the "
+        f"last evaluation, as the weights' file has it, else {USUAL})",
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
@@ -39,11 +40,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
-    cfg.MODEL.SSD.POSTPROCESS.SCORE_THRESH = args.confidence_threshold
+    if args.confidence_threshold is not None:
+        cfg.MODEL.SSD.POSTPROCESS.SCORE_THRESH = args.confidence_threshold
     finish_config(cfg)
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST names no data set")
     predictor = build_predictor(cfg)
+    threshold = choose_threshold(args.confidence_threshold, predictor.threshold)
     name = cfg.DATASETS.TEST[0]
     with dataset_errors((name,)):
         records = DatasetCatalog.get(name)
@@ -52,13 +55,15 @@ def run(args: argparse.Namespace) -> None:
     chosen = [max(s, key=lambda i: len(records[i]["annotations"])) for s in stretches]
     records, read = [records[i] for i in chosen], image_reader(cfg)
     paths = drawing_paths([record["file_name"] for record in records], args.output, ".jpg")
+    names = MetadataCatalog.get(name).get("thing_classes")
     for record, path in zip(tqdm.tqdm(records), paths):
         image = read(record["file_name"], "BGR")
         instances = predictor(image)["instances"].to("cpu")
-        drawn = side_by_side(image[:, :, ::-1], instances, record, MetadataCatalog.get(name))
+        instances = instances[instances.scores > threshold]
+        drawn = side_by_side(image[:, :, ::-1], instances, record, names)
         if not cv2.imwrite(str(path), drawn[:, :, ::-1]):
             raise InputError(f"--output: cannot write {path}")
-    print(f"Detections (left) and true boxes (right), {len(paths)} images of '{name}':")
+    print(f"Detections above {threshold:.2f} (left) and true boxes (right) in '{name}':")
     print("\n".join(f"  {path}" for path in paths))
 
 

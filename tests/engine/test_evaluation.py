@@ -29,6 +29,9 @@ def folder(tmp_path_factory):
         mode = ["MODEL.SSD.INFERENCE", "fused"] if name == "fused" else []
         args = options(root / name, *keys, *weights, *mode)
         runs.append({"args": ["--eval-only", *(word for word in args if word != "--resume")]})
+    hopeless = ["SOLVER.MAX_ITER", 9, "MODEL.SSD.POSTPROCESS.SCORE_THRESH", 1.0]  # AP is 0.0
+    hopeless += ["TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 9, "SOLVER.PATIENCE", 1]
+    runs.append({"args": options(root / "hopeless", *keys, *hopeless)})
     results = forked(*runs)
     assert all(code == 0 for code, _ in results), [text[-3000:] for _, text in results]
     return root
@@ -77,6 +80,25 @@ def test_final_weights_are_the_average(folder):
     last = torch.load(folder / "train" / "model_0000001.pth")
     assert all(torch.equal(v, last["ema"][f"module.{name}"]) for name, v in final.items())
     assert not all(torch.equal(v, last["model"][name]) for name, v in final.items())
+
+
+def test_thresholds_are_those_of_the_evaluation_of_the_weights(folder):
+    results = saved_results(folder / "train")["tiny"]
+    for name in ("model_best.pth", "model_final.pth"):
+        operating = torch.load(folder / "train" / name)["operating"]
+        assert operating == {k: v for k, v in results["operating_EMA"].items() if k in operating}
+        assert "threshold" in operating
+
+
+def test_patience_ends_a_run_that_can_go_on(folder):
+    names = sorted(file.name for file in (folder / "hopeless").glob("model_*"))
+    assert names == ["model_0000003.pth", "model_best.pth", "model_final.pth"]
+    state, best, final = (torch.load(folder / "hopeless" / name) for name in names)
+    assert (state["iteration"], best["iteration"], final["iteration"]) == (3, 1, 3)
+    assert "trainer" in state and final["operating"]["threshold"] == 0.5
+    assert (folder / "hopeless" / "training.png").is_file()
+    log = (folder / "hopeless" / "log.txt").read_text()
+    assert "SOLVER.PATIENCE 1: training ends after iteration 3" in log and "Traceback" not in log
 
 
 def test_run_leaves_curves_and_images(folder):

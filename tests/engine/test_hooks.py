@@ -1,5 +1,6 @@
 """What happens between iterations."""
 
+import json
 import os
 from types import SimpleNamespace
 
@@ -9,7 +10,13 @@ from conftest import make_input, make_model
 from detectron2.utils.events import EventStorage
 
 from ssdlite_d2.checkpoint import SSDCheckpointer
-from ssdlite_d2.engine.hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN
+from ssdlite_d2.engine.hooks import (
+    BestCheckpointer,
+    EarlyStop,
+    PatienceHook,
+    PeriodicCheckpointer,
+    PreciseBN,
+)
 from ssdlite_d2.engine.visuals import plot_training, read_metrics
 
 
@@ -20,7 +27,7 @@ def model():
 
 def best_after(folder, model, values, start=0):
     """Iteration of model_best.pth after a run whose evaluations give these values."""
-    hook = BestCheckpointer(1, SSDCheckpointer(model, str(folder)), "bbox/AP", model)
+    hook = BestCheckpointer(1, SSDCheckpointer(model, str(folder)), {"bbox/AP": model})
     with EventStorage(start) as storage:
         hook.trainer = SimpleNamespace(start_iter=start, max_iter=100, storage=storage)
         hook.before_train()
@@ -43,6 +50,57 @@ def test_best_checkpoint_tells_its_metric(model, tmp_path):
     saved = torch.load(tmp_path / "model_best.pth")
     assert saved["best"] == {"metric": "bbox/AP", "value": 1.5}
     assert "trainer" not in saved
+
+
+def test_best_of_weights_and_average_is_kept_with_its_threshold(model, tmp_path):
+    average = make_model(3, seed=1)
+    models = {"bbox/AP": model, "bbox_EMA/AP": average}
+    hook = BestCheckpointer(2, SSDCheckpointer(model, str(tmp_path)), models)
+    rows = [(20.0, 10.0), (21.0, 23.0), (22.0, 22.9), (float("nan"), 24.0)]
+    kept = []
+    with EventStorage(0) as storage:
+        hook.trainer = SimpleNamespace(start_iter=0, max_iter=100, storage=storage)
+        for storage.iter, (raw, averaged) in zip((1, 3, 5, 7), rows):
+            hook.trainer.iter = storage.iter
+            for task, ap, threshold in (("", raw, 0.1), ("_EMA", averaged, 0.2)):
+                point = {"threshold": threshold + storage.iter / 100, "F1": ap}
+                values = {f"operating{task}/{key}": value for key, value in point.items()}
+                storage.put_scalars(**{f"bbox{task}/AP": ap}, **values)
+            hook.after_step()
+            kept.append(torch.load(tmp_path / "model_best.pth"))
+    assert [saved["iteration"] for saved in kept] == [1, 3, 3, 7]
+    assert [saved["operating"]["threshold"] for saved in kept] == pytest.approx(
+        [0.11, 0.23, 0.23, 0.27]
+    )
+    for saved, owner in zip(kept, (model, average, average, average)):
+        name, value = next(iter(owner.state_dict().items()))
+        assert torch.equal(saved["model"][name], value)
+    told = json.loads((tmp_path / "best.json").read_text())
+    assert told["metric"] == "bbox_EMA/AP" and told["value"] == told["operating"]["F1"] == 24.0
+    assert told["weights"] == "the average of the weights"
+
+
+@pytest.mark.parametrize(
+    "values, end", [([1, 2, 3, 4], None), ([3, 2, 4, 1, 4, 9], 9), ([5] * 4, 5)]
+)
+def test_patience_counts_evaluations_since_the_best(model, tmp_path, values, end):
+    best = BestCheckpointer(2, SSDCheckpointer(model, str(tmp_path)), {"bbox/AP": model})
+    saved = []
+    patience = PatienceHook(2, 2, best, saved.append)
+    with EventStorage(0) as storage:
+        trainer = SimpleNamespace(start_iter=0, max_iter=12, storage=storage)
+        best.trainer = patience.trainer = trainer
+        try:
+            for trainer.iter in range(12):
+                storage.iter = trainer.iter
+                if trainer.iter // 2 < len(values):
+                    storage.put_scalar("bbox/AP", float(values[trainer.iter // 2]))
+                    best.after_step()
+                    patience.after_step()
+        except EarlyStop:
+            assert saved == [trainer.iter] == [end]
+        else:
+            assert end is None and not saved
 
 
 @pytest.mark.parametrize("keep, left", [(0, [1, 3, 5, 7]), (2, [5, 7])])

@@ -10,10 +10,13 @@ from ssdlite_d2.evaluation.operating import (
     average_precision,
     best_threshold,
     box_table,
+    choose_threshold,
     match,
     operating_results,
     overall_curve,
+    stored_operating,
 )
+from ssdlite_d2.export.bundled.detector import USUAL_THRESHOLD
 
 
 def entry(image, category, box, score=None, **keys):
@@ -135,3 +138,22 @@ def test_the_threshold_is_the_best_of_all_by_a_plain_loop(seed):
     ours = tuple(results[key] for key in ("F1", "precision", "recall"))
     assert ours == pytest.approx(loop(results["threshold"]))
     assert results["F1"] == pytest.approx(max(loop(t)[0] for t in np.linspace(-0.05, 0.95, 11)))
+
+
+@pytest.mark.parametrize(
+    "operating, threshold",
+    [
+        ({"threshold": 0.4, "F1": float("nan"), "more": []}, 0.4),
+        ({"threshold": 1.5}, None),
+        ({"threshold": "0.4"}, None),
+        ({"F1": 50.0}, None),
+        ([0.4], None),
+        (None, None),
+    ],
+)
+def test_only_a_score_is_taken_for_a_threshold(operating, threshold):
+    stored = stored_operating({"operating": operating})
+    assert stored == ({} if threshold is None else {"threshold": threshold})
+    shown = choose_threshold(None, stored.get("threshold"))
+    assert shown == (threshold or 0.3) == (threshold or USUAL_THRESHOLD)
+    assert choose_threshold(0.0, threshold) == 0.0

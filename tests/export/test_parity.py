@@ -1,26 +1,29 @@
 """Exported models say what the PyTorch models say."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
 from detectron2.layers import batched_nms
+from detectron2.structures import Boxes, pairwise_iou
 from models import as_inputs, lively_model, read_all, resized
 
 from ssdlite_d2 import InputError
-from ssdlite_d2.export import ExportedSSD, ExportOptions, WithNMS, export_bundle
+from ssdlite_d2.export import ExportedSSD, ExportOptions, WithNMS, export_bundle, samples
 from ssdlite_d2.export.accuracy import average_precision
 from ssdlite_d2.export.bundled.detector import (
     Detector,
     PredictError,
+    fit,
     open_runtime,
     rank,
     select,
     suppress,
 )
 from ssdlite_d2.export.formats import FORMATS, Job
-from ssdlite_d2.export.parity import detect, match, raw_outputs
+from ssdlite_d2.export.parity import detect, match, raw_outputs, remarks
 from ssdlite_d2.modeling import DeltaCoder, InputResize
 
 # One of every trunk, head and loss; VGG's configs differ in classes and thresholds only.
@@ -186,6 +189,53 @@ def test_candidate_limits():
     _, found, classes = select(boxes, scores, **{**options, "candidates_per_class": 1})
     assert found.tolist() == pytest.approx([0.9, 0.7]) and classes.tolist() == [0, 1]
     assert rank(np.array([1, 0, 1, 1, 0])).tolist() == [0, 0, 1, 2, 1]
+
+
+def test_suppression_across_classes_is_the_same_everywhere(bccd_model):
+    by_class = copy.deepcopy(bccd_model[1])
+    by_class.postprocessor.clip_before_nms = True  # boxes that are cut overlap otherwise
+    model, size = copy.deepcopy(by_class), by_class.input_size
+    model.postprocessor.across_classes = True
+    rgb = resized(read_all()[0], size)
+
+    def overlap(found):
+        boxes = Boxes(torch.from_numpy(found[0]))
+        return pairwise_iou(boxes, boxes).fill_diagonal_(0).max()
+
+    ours = detect(model, rgb[0], "RGB", size)
+    assert overlap(ours) <= model.postprocessor.nms_threshold + 1e-4
+    assert overlap(detect(by_class, rgb[0], "RGB", size)) > 0.7
+    raw = [x[0] for x in raw_outputs(model, rgb, "RGB")]
+    selected = select(*raw, size=size, **model.postprocessor.options())
+    with torch.no_grad():
+        outputs = WithNMS(ExportedSSD(model))(torch.from_numpy(rgb))
+    boxes, scores, classes = (x[0].numpy() for x in outputs)
+    inside = boxes[classes >= 0], scores[classes >= 0], classes[classes >= 0]
+    for found in (selected, inside):
+        _, scores, classes = fit(*found, size, size)
+        assert scores == pytest.approx(ours[1], abs=1e-4) and len(set(classes)) > 1
+        assert (classes == ours[2]).mean() > 0.95
+
+
+def test_remarks_say_what_the_difference_means():
+    for precision, exported, words in (
+        ("int8", 57.65, ["AP 57.65, PyTorch 58.13: -0.48, budget 0.5: kept"]),
+        ("int8", 57.13, ["AP 57.13, PyTorch 58.13: -1.00, budget 0.5: not kept"]),
+        ("fp32", 58.13, ["AP 58.13, PyTorch 58.13: +0.00"]),
+        ("fp32", 58.2, ["AP 58.20, PyTorch 58.13: +0.07", "The bundle resizes images in whole"]),
+    ):
+        report = {"AP": 58.13, "exported_AP": exported}
+        found = remarks(report, ExportOptions(precision=precision))
+        assert len(found) == len(words) and all(a.startswith(b) for a, b in zip(found, words))
+    assert remarks({"AP": None}, ExportOptions()) == []
+
+
+@pytest.mark.parametrize("size, count, chosen", [(72, None, 72), (500, None, 50), (72, 5, 5)])
+def test_small_data_sets_are_compared_whole(monkeypatch, size, count, chosen):
+    monkeypatch.setattr(samples, "classes_of", lambda name: ())
+    monkeypatch.setattr(samples.DatasetCatalog, "get", lambda name: list(range(size)))
+    found = samples.choose_records("some", count, "--flag")
+    assert len(found) == len(set(found)) == chosen and found[0] == 0 and found[-1] == size - 1
 
 
 def test_average_precision_by_hand():

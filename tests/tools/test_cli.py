@@ -1,15 +1,26 @@
 """The program ``ssdlite`` as its users run it."""
 
+import contextlib
+import importlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import cv2
+import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ASSETS, ROOT, assert_error, exits, run
 
 import ssdlite_d2
 from ssdlite_d2 import InputError
+from ssdlite_d2.data.datasets.entry import Entry
+from ssdlite_d2.evaluation.drawing import colour_of, draw_boxes
+from ssdlite_d2.tools import demo, visualize_results
 from ssdlite_d2.tools.cli import COMMANDS, main
 
 BCCD = ASSETS / "bccd"
@@ -60,7 +71,7 @@ def test_training_is_short_on_the_console_and_whole_in_the_log(trained):
         assert (folder / name).is_file()
 
 
-def test_commands_take_an_output_folder(trained, tmp_path):
+def test_commands_take_an_output_folder(trained, tmp_path, monkeypatch):
     folder, _ = trained
     again = tmp_path / "again"
     commands = [
@@ -89,15 +100,87 @@ def test_commands_take_an_output_folder(trained, tmp_path):
     for place in (tmp_path / "b", folder, folder / "model_final.pth"):
         model = ssdlite_d2.load(place)
         assert model.classes == ["RBC", "WBC"]
-        found = model.predict(str(IMAGE))
+        found = model.predict(str(IMAGE), 0.0)
         assert len(found) == len(found.class_names) > 3 and set(found.class_names) <= {"RBC", "WBC"}
         half = float(found.scores.median())
         fewer, _ = model.predict([cv2.imread(str(IMAGE)), IMAGE], score_threshold=half)
         assert 0 < len(fewer) < len(found) and fewer.scores.min() >= half
         assert fewer[:2].class_names == found.class_names[:2]
         assert fewer.draw().shape == (480, 640, 3)
+        same = fewer.to_supervision()
+        assert (same.xyxy == fewer.pred_boxes.tensor.numpy()).all() and len(same) == len(fewer)
+        assert list(same["class_name"]) == fewer.class_names
+        assert (same.class_id == fewer.pred_classes.numpy()).all()
+        assert (same.confidence == fewer.scores.numpy()).all()
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(InputError, match="supervision is not installed: pip install"):
+        fewer.to_supervision()
     with pytest.raises(InputError, match="no.jpg cannot be read"):
         model.predict("no.jpg")
+
+
+def test_one_threshold_everywhere(trained, tmp_path, monkeypatch):
+    folder, _ = trained
+    for name in ("model_best.pth", "model_final.pth"):
+        weights = torch.load(folder / name)
+        assert 0 < weights["operating"]["threshold"] < 1
+    scores = ssdlite_d2.load(folder / "model_final.pth").predict(IMAGE, 0.0).scores
+    weights["operating"]["threshold"] = float(scores[9] + scores[10]) / 2
+    torch.save(weights, tmp_path / "model.pth")
+    shutil.copy(folder / "config.yaml", tmp_path)
+    model = [tmp_path / "model.pth"]
+    counts = {}
+
+    def call(name, module, *words):
+        """Run a program here; how many boxes it draws on each image."""
+        draw = getattr(module, name)
+        keep = counts.setdefault(module.__name__.split(".")[-1], [])
+
+        def drawn(image, found, *rest):
+            keep.append(len(found))
+            return draw(image, found, *rest)
+
+        monkeypatch.setattr(module, name, drawn)
+        monkeypatch.setattr("sys.argv", ["x", *map(str, words)])
+        with contextlib.suppress(SystemExit):
+            (main if module is demo else module.main)()
+
+    call("draw_detections", demo, "predict", *model, IMAGE, "--output", tmp_path / "drawn")
+    config = ["--config-file", tmp_path / "config.yaml", "--output", tmp_path / "beside"]
+    pairs = ["DATASETS.TEST", "('own_train', 'own_val')", "MODEL.WEIGHTS", *model]
+    call("side_by_side", visualize_results, *config, "--opts", *pairs)
+    bundle = tmp_path / "bundle"
+    export = ["export", *model, "--format", "torchscript", "--output", bundle]
+    monkeypatch.setattr("sys.argv", ["x", *map(str, export), "--parity-images", "0"])
+    main()
+    assert json.loads((bundle / "model.json").read_text())["operating"] == weights["operating"]
+    done = run(bundle / "predict.py", IMAGE, "--output", tmp_path / "by bundle", PYTHONPATH=bundle)
+    counts["bundle"] = [len(entry["detections"]) for entry in json.loads(done.stdout)]
+    places = {"load": model[0], "load bundle": bundle}
+    counts |= {name: [len(ssdlite_d2.load(p).predict(IMAGE))] for name, p in places.items()}
+    beside = counts.pop("visualize_results")
+    assert counts == dict.fromkeys(counts, [10])
+    train = yaml.safe_load((folder / "train.yaml").read_text())["DATASETS"]["REGISTER"][0]
+    images = [record["file_name"] for record in Entry.parse(train).load()]
+    expected = [len(found) for found in ssdlite_d2.load(*model).predict(images)]
+    assert sorted(beside) == sorted(expected)
+
+
+def test_a_class_has_one_colour_everywhere(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "ssdlite_d2" / "export" / "bundled"))
+    bundled = importlib.import_module("drawing")
+    small = np.full((60, 90, 3), 255, np.uint8)
+    box, classes = np.array([[20.0, 30, 70, 55]]), range(100)
+    assert len({colour_of(c) for c in classes}) == 100
+    for c in (0, 1, 79):
+        rgb = [round(255 * part) for part in colour_of(c)]
+        assert rgb == list(bundled.colour_of(c))[::-1]
+        ours = draw_boxes(small, box, [c], ["a name"])
+        theirs = bundled.draw(small, box, [0.5], [c], ["a name"])[:, :, ::-1]
+        for drawn in (ours, theirs):
+            assert min(drawn.shape[:2]) == 480
+            assert (np.abs(drawn.astype(int) - rgb).max(2) < 12).sum() > 400  # the box's sides
+            assert (drawn.max(2) < 100).sum() + (drawn.min(2) > 254).sum() > 100
 
 
 def written(folder):
@@ -166,6 +249,26 @@ def test_mistakes_are_one_line(trained, tmp_path):
     codes = exits("ssdlite_d2", *commands, cwd=tmp_path, PYTHONPATH=ROOT, DISPLAY="")
     for code, (_, words) in zip(codes, cases):
         assert_error(code, *words)
+
+
+def start(*words, **env):
+    command = [sys.executable, "-W", "ignore", "-m", "ssdlite_d2", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, **pipes)
+
+
+def test_a_reader_that_goes_away_ends_the_program():
+    process = start("models")
+    process.stdout.close()  # as head does
+    assert process.stderr.read() == b"" and process.wait() == 128 + signal.SIGPIPE
+
+
+def test_interrupt_while_importing_has_no_traceback(tmp_path):
+    slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "detectron2.py").write_text(slow)
+    process = start("models", PYTHONPATH=str(tmp_path))
+    assert process.communicate() == (b"", b"")
+    assert process.returncode == -signal.SIGINT  # a shell's 130
 
 
 def test_help_names_the_commands(capsys, monkeypatch):

@@ -64,7 +64,7 @@ def test_a_bundle_explains_and_checks_itself(bundle, tmp_path):
     for words in ("0 RBC, 1 WBC, 2 Platelets", "(1, 320, 320, 3)", "`scores`", "Apache 2.0"):
         assert words in readme
     report = json.loads((bundle / "parity.json").read_text())
-    assert f"COCO AP {report['exported_AP']:.2f} on 4 images of `bccd_test`" in readme
+    assert f"COCO {report['remarks'][0]}, on 4 images of `bccd_test`" in readme
     needs = (bundle / "requirements.txt").read_text().splitlines()
     assert [x.split("  #")[0] for x in needs] == ["numpy", "opencv-python>=4.7", "onnxruntime"]
     expected = json.loads((bundle / "example.json").read_text())
@@ -142,6 +142,7 @@ def test_bundle_has_all_that_one_must_know(bundle):
         "parity.json",
         "predict.py",
         "detector.py",
+        "drawing.py",
         "runtimes.py",
         "config.yaml",
         "README.md",
@@ -243,6 +244,7 @@ def damaged_bundles(bundle, root):
         "huge size": {"input": {**spec["input"], "size": [10**9, 10**9]}},
         "other batch": {"input": {**spec["input"], "batch": 2}},
         "no detections": {"detections": {}},
+        "operated at nothing": {"operating": {"threshold": "high"}},
         "text as limit": {"detections": {**spec["detections"], "candidates": "many"}},
         "nms that is not": {"layout": "nms"},
         "half and its digest": {"sha256": other_digest},
@@ -274,7 +276,7 @@ def test_a_damaged_bundle_is_named_in_one_line(bundle, tmp_path):
         assert "\n" not in message and len(message) < 400, (name, message)
         assert str(folder) in message or "model.onnx does not run" in message, (name, message)
         names.append(name)
-    assert len(names) == 28
+    assert len(names) == 29
     (tmp_path / "labels").mkdir()
     for file in bundle.iterdir():
         shutil.copy(file, tmp_path / "labels")
@@ -298,6 +300,7 @@ def test_predict_keeps_its_input_and_every_drawing(bundle, tmp_path):
     runs = [[one, two / "a.jpg", "--output", target] for target in (one, linked, two)]
     runs += [[two / "b.jpg", "--output", drawn], [tmp_path / "huge.png"]]
     runs += [[one, two / "a.jpg", two / "a_2.jpg", one / "a.jpg", "--output", drawn]]
+    runs[-1] += ["--threshold", 0.9]
     driver = {"PYTHONPATH": bundle}
     *refused, link, huge, good = exits(program, *runs, **driver)
     for code in (*refused, link):
@@ -331,7 +334,7 @@ def test_a_second_export_replaces_what_the_first_wrote_alone(config, bundle, tmp
     assert_error(codes[1], "foreign exists and is no bundle")
     assert_error(codes[2], "model.ts is of no export and would be overwritten")
     files = {"model.ts", "labels.txt", "model.json", "predict.py", "detector.py", "config.yaml"}
-    files |= {"runtimes.py", "README.md", "requirements.txt"}
+    files |= {"drawing.py", "runtimes.py", "README.md", "requirements.txt"}
     assert {p.name for p in output.iterdir()} == {*files, "notes.txt"}
     assert set(json.loads((output / "model.json").read_text())["files"]) == files
     assert Detector(output).spec["format"] == "torchscript"

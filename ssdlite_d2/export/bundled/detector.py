@@ -38,6 +38,8 @@ def is_number(value):
     return type(value) in (int, float)
 
 
+USUAL_THRESHOLD = 0.3  # where no evaluation tells one
+
 # What model.json must say for the model to run, and whether a value is right.
 NEEDED = {
     "format": lambda value: value in RUNTIMES,
@@ -52,6 +54,7 @@ NEEDED = {
     "detections.nms_threshold": is_number,
     "detections.candidates": is_count,
     "detections.candidates_per_class": lambda value: value == 0 or is_count(value),
+    "detections.across_classes": lambda value: isinstance(value, bool),
     "detections.clip_before_nms": lambda value: isinstance(value, bool),
     "detections.max_detections": is_count,
 }
@@ -79,6 +82,8 @@ def checked_spec(spec, path):
     Raises:
         PredictError: a value is missing or not of its kind.
     """
+    if isinstance(spec, dict) and isinstance(spec.get("detections"), dict):
+        spec["detections"].setdefault("across_classes", False)  # of older bundles
     for key, is_right in NEEDED.items():
         node, _, name = key.rpartition(".")
         try:
@@ -88,10 +93,18 @@ def checked_spec(spec, path):
             good = False
         if not good:
             raise PredictError(f"{path} is damaged: '{key}' is missing or not of its kind")
+    if not holds_threshold(spec.get("operating", {"threshold": 0})):
+        raise PredictError(f"{path} is damaged: 'operating' has no threshold from 0 to 1")
     spec["detections"] = {
         k: v for k, v in spec["detections"].items() if f"detections.{k}" in NEEDED
     }
     return spec
+
+
+def holds_threshold(operating):
+    """Whether there is the score to operate at."""
+    value = operating.get("threshold") if isinstance(operating, dict) else None
+    return is_number(value) and 0 <= value <= 1
 
 
 def check_files(folder, spec):
@@ -139,6 +152,8 @@ class Detector:
         path = folder / self.spec["file"]
         self._run, self.device = open_runtime(path, self.spec, threads, precision, device)
         self.classes = self.spec["classes"]
+        # above which predict.py shows detections: that of the best F1 at the last evaluation
+        self.threshold = self.spec.get("operating", {}).get("threshold", USUAL_THRESHOLD)
         self.input_size = tuple(self.spec["input"]["size"])  # (H, W)
         self.resize_inside = self.spec["input"]["resize"] == "inside"
         self.batch = self.spec["input"]["batch"]  # a number, or "dynamic"
@@ -147,7 +162,8 @@ class Detector:
         """
         Args:
             images: uint8 arrays (h, w, 3), BGR, of any sizes.
-            threshold: smallest score; None is the model's own.
+            threshold: smallest score; None is the model's own, low enough for AP. ``threshold``
+                is the one to show detections above.
 
         Returns:
             list of (boxes (D, 4) XYXY in pixels of the image, scores (D,), classes (D,)), best
@@ -241,6 +257,7 @@ def select(
     candidates_per_class,
     clip_before_nms,
     max_detections,
+    across_classes=False,
 ):
     """The detections among all boxes (R, 4) and scores (R, K) of one image, best first.
 
@@ -262,7 +279,8 @@ def select(
     boxes = boxes[anchors]
     if clip_before_nms:
         boxes = clip(boxes, size)
-    kept = suppress(boxes, values, classes, nms_threshold, max_detections)
+    groups = np.zeros_like(classes) if across_classes else classes
+    kept = suppress(boxes, values, groups, nms_threshold, max_detections)
     return boxes[kept], values[kept], classes[kept]
 
 

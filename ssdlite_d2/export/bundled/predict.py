@@ -20,27 +20,13 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "100000000")
 import cv2  # reads the limit once
 import numpy as np
 from detector import Detector, PredictError, as_json, first_line
+from drawing import VIDEOS, Drawing, drawing_paths
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 
 
 class UnreadableError(PredictError):
     """An image or video that cannot be read; the others can."""
-
-
-def draw(image, boxes, scores, labels):
-    """A copy of a BGR image with named boxes."""
-    image = image.copy()
-    thickness = max(1, round(min(image.shape[:2]) / 250))
-    for box, score, label in zip(boxes, scores, labels):
-        x0, y0, x1, y1 = (int(round(float(v))) for v in box)
-        hue = sum(map(ord, label)) * 47 % 180
-        colour = cv2.cvtColor(np.uint8([[[hue, 220, 230]]]), cv2.COLOR_HSV2BGR)[0, 0].tolist()
-        cv2.rectangle(image, (x0, y0), (x1, y1), colour, thickness)
-        text, font = f"{label} {score:.2f}", cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(image, text, (x0, max(12, y0 - 4)), font, 0.4 * thickness, colour, thickness)
-    return image
 
 
 def find(inputs):
@@ -85,64 +71,6 @@ def frames(path):
         yield image
 
 
-def drawing_paths(sources, folder):
-    """A file in a folder for each source, which is made: its name, numbered if another has it.
-
-    Raises:
-        PredictError: the folder cannot be made, or a source would be overwritten.
-    """
-    if folder is None:
-        return [None] * len(sources)
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PredictError(f"--output: {folder}: {error.strerror}") from error
-    originals = {source.resolve() for source in sources}
-    places = {source.parent.resolve() for source in sources} | {p.parent for p in originals}
-    paths, taken = [], {}  # the source of each name
-    for source in sources:
-        suffix = ".mp4" if source.suffix.lower() in VIDEOS else source.suffix
-        name, number = source.stem + suffix, 2
-        while taken.setdefault(name, source.resolve()) != source.resolve():
-            name, number = f"{source.stem}_{number}{suffix}", number + 1
-        paths.append(Path(folder, name))
-        if Path(folder).resolve() in places or paths[-1].resolve() in originals:
-            raise PredictError(
-                f"--output: {folder} is where the input is, which would be overwritten; name "
-                "another folder"
-            )
-    return paths
-
-
-class Drawing:
-    """Writes drawn images or a drawn video of one source file to a path; or nothing."""
-
-    def __init__(self, source, target):
-        self.source, self.target, self.video = source, target, None
-
-    def write(self, image, boxes, scores, labels):
-        if self.target is None:
-            return
-        image = draw(image, boxes, scores, labels)
-        target = self.target
-        if self.source.suffix.lower() not in VIDEOS:
-            good = cv2.imwrite(str(target), image)
-        else:
-            if self.video is None:
-                rate = cv2.VideoCapture(str(self.source)).get(cv2.CAP_PROP_FPS) or 30.0
-                code = cv2.VideoWriter_fourcc(*"mp4v")
-                size = image.shape[1::-1]
-                self.video = cv2.VideoWriter(str(target), code, rate, size)
-            good = self.video.isOpened()
-            self.video.write(image)
-        if not good:
-            raise PredictError(f"--output: cannot write {target}")
-
-    def close(self):
-        if self.video is not None:
-            self.video.release()
-
-
 def batches(source, size):
     """(number of the first, list of images) of a file, in lists of at most ``size``."""
     batch, start = [], 0
@@ -167,6 +95,11 @@ def run(args, out):
     if args.check:
         check(args.model, detector, out)
         return 0
+    if args.across_classes:
+        if detector.spec["layout"] != "anchors":
+            raise PredictError("--across-classes: suppression is in the model, by class")
+        detector.spec["detections"]["across_classes"] = True
+    threshold = detector.threshold if args.threshold is None else args.threshold
     size = args.batch_size if detector.batch == "dynamic" else detector.batch
     sources, unreadable, separator = find(args.inputs), 0, ""
     targets = drawing_paths(sources, args.output)
@@ -175,13 +108,13 @@ def run(args, out):
         drawing = Drawing(source, target)
         try:
             for start, images in batches(source, size):
-                for i, result in enumerate(detector(images, args.threshold)):
+                for i, result in enumerate(detector(images, threshold)):
                     labels = [detector.classes[c] for c in result[2]]
                     entry = describe(source, start + i, images[i])
                     entry["detections"] = as_json(result, detector.classes)
                     out.write(separator + json.dumps(entry))
                     separator = ",\n"
-                    drawing.write(images[i], *result[:2], labels)
+                    drawing.write(images[i], *result, labels)
         except UnreadableError as error:
             print(f"error: {error}", file=sys.stderr)
             unreadable += 1
@@ -260,7 +193,15 @@ def main():
     )
     parser.add_argument("--output", metavar="DIR", help="folder for drawn images and videos")
     parser.add_argument(
-        "--threshold", type=float, metavar="T", help="smallest score (default: as in model.json)"
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="smallest score (default: that of the best F1 at the last evaluation of the training)",
+    )
+    parser.add_argument(
+        "--across-classes",
+        action="store_true",
+        help="of overlapping boxes keep the best one, whatever their classes",
     )
     parser.add_argument("--model", default=str(Path(__file__).parent), metavar="DIR", help="bundle")
     parser.add_argument("--threads", type=int, default=0, help="of the processor (default: all)")

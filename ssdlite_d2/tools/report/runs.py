@@ -175,7 +175,7 @@ def evaluate(model: TrainedModel, cfg: CfgNode, name: str) -> Evaluated:
         batch = records[start : start + step]
         images = [read(record["file_name"], "BGR") for record in batch]
         begin = time.perf_counter()
-        found = model.predict(images)
+        found = model.predict(images, 0.0)
         seconds.append((time.perf_counter() - begin) / len(batch))
         evaluator.process(batch, [{"instances": instances} for instances in found])
     with contextlib.redirect_stdout(io.StringIO()):
