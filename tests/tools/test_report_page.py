@@ -148,7 +148,7 @@ def test_errors(runs, tmp_path):
     config = tmp_path / "other" / "config.yaml"
     config.write_text(config.read_text().replace("ROOT: bccd", f"ROOT: {part}"))
     cases = [
-        (dict(models=[tmp_path / "no"]), "no"),
+        (dict(models=[tmp_path / "no"]), "no model"),
         (dict(models=["tf_person"]), "--output"),
         (dict(models=[root / "first"], output=str(tmp_path / "no" / "x.html")), "--output"),
         (dict(models=[root / "first"], data=str(tmp_path / "none")), "does not exist"),

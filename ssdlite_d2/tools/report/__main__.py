@@ -11,6 +11,7 @@ from typing import List, Optional, Sequence
 
 from ...errors import InputError
 from ...files import write_atomically
+from ...loading import find_model
 from ..program import program, split_options
 from .comparison import write_comparison
 from .html import text
@@ -88,6 +89,7 @@ def _default_output(models: Sequence[str]) -> Path:
     if len(models) > 1:
         return Path("comparison.html")
     if not folder.exists():
+        find_model(str(folder))
         raise InputError(f"--output FILE is needed for {folder}, which is no folder")
     return (folder if folder.is_dir() else folder.parent) / "report.html"
 

@@ -92,7 +92,7 @@ def image(pixels: np.ndarray, boxes: Sequence[Box], caption: str, label: str) ->
         pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 75])[1]
     size = max(width, height) / 34
-    drawn = "".join(_drawn(box, size) for box in boxes)
+    drawn = "".join(_drawn(box, size, width) for box in boxes)
     return (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(label)}" '
         f'font-size="{size:.1f}"><image width="{width}" height="{height}" '
@@ -101,14 +101,18 @@ def image(pixels: np.ndarray, boxes: Sequence[Box], caption: str, label: str) ->
     )
 
 
-def _drawn(box: Box, size: float) -> str:
+def _drawn(box: Box, size: float, width: int) -> str:
+    """A box, and its words above it, within an image of some width."""
     x, y, w, h = box.xywh
     title = f"<title>{text(box.title)}</title>" if box.title else ""
     drawn = f'<rect class="{box.outcome}" x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}">'
     drawn += f"{title}</rect>"
     if box.written:
         up = y - 0.3 * size if y > 1.3 * size else y + size
-        drawn += f'<text x="{x + 1:.1f}" y="{up:.1f}">{text(box.written)}</text>'
+        at, anchor = (x + 1, "start") if x < 0.6 * width else (x + w, "end")
+        drawn += (
+            f'<text x="{at:.1f}" y="{up:.1f}" text-anchor="{anchor}">{text(box.written)}</text>'
+        )
     return drawn
 
 
