@@ -19,8 +19,8 @@ export DETECTRON2_DATASETS ?= datasets
 bin := .venv/bin
 python := $(bin)/python
 pip := $(python) -m pip --disable-pip-version-check
-config := configs/ssdlite_mnv2_neon_trees.yaml
-output := output/ssdlite_mnv2_neon_trees
+config := configs/neon_trees.yaml
+output := output/neon_trees
 
 # the package index has PyTorch for CUDA only; this one is PyTorch's own
 torch_index := $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu)

@@ -293,6 +293,6 @@ def test_the_demo_evaluates_and_draws_what_it_trained():
         ["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.replace("\\\n", " ")
     weights = re.findall(r"--eval-only MODEL.WEIGHTS (\S+)|--opts MODEL.WEIGHTS (\S+)", lines)
-    trained = "output/ssdlite_mnv2_neon_trees/model_final.pth"
+    trained = "output/neon_trees/model_final.pth"
     assert [a or b for a, b in weights] == [trained, trained]
     assert lines.index("ssdlite_mobilenet_v2_person.yaml") < lines.index("--eval-only")

@@ -17,7 +17,7 @@ CONFIGS = sorted(
     str(p.relative_to(ROOT / "configs"))
     for p in (ROOT / "configs").rglob("*.yaml")
     if not p.name.startswith("Base")
-    and not p.stem.endswith(("_bccd", "_neon_trees"))
+    and not p.stem.endswith(("_bccd", "neon_trees"))
     and p.stem != "vgg16_ssd"  # slow, and ssd300_vgg16_voc but for a norm, which has a golden
 )
 

@@ -91,7 +91,7 @@ def main() -> None:
     files = sorted(Path(folder).glob("*.jpg"))[: int(count)]
     images = [cv2.imread(str(file)) for file in files]
     names = (p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("ssd*.yaml"))
-    own_data = ("_bccd", "_neon_trees")
+    own_data = ("_bccd", "neon_trees")
     configs = configs or [str(name) for name in sorted(names) if not name.stem.endswith(own_data)]
     rows = []
     for config in configs:
