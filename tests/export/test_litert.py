@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import data_opts, run
 from models import ENTRY, as_inputs, lively_model, read_all, resized
+from torch import nn
+from torch.nn import functional
 
 from ssdlite_d2.export import ExportOptions, export_bundle
 from ssdlite_d2.export.parity import detect, match
 from ssdlite_d2.export.quantization import LitertQuantizer
+from ssdlite_d2.modeling.backbone.blocks import L2Norm
 
 litert_torch = pytest.importorskip("litert_torch", reason="make test-litert has it")
 
@@ -155,3 +159,17 @@ def test_codes_that_the_operator_does_not_know_are_decoded(bccd, tmp_path, clean
     options = ExportOptions(format="litert", layout="detection-postprocess", parity_images=0)
     export_bundle(cfg, model, str(tmp_path / "b"), options)
     assert_found(model, tmp_path / "b")
+
+
+def test_l2_norm_is_one_operator(tmp_path):
+    """VGG's; the converter makes nothing of F.normalize between convolutions."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), L2Norm(16), nn.Conv2d(16, 8, 3)).eval()
+    image, maps = torch.rand(1, 3, 20, 20), torch.randn(2, 16, 5, 5)
+    converted = litert_torch.convert(module, (image,))
+    with torch.no_grad():
+        assert np.abs(converted(image) - module(image).numpy()).max() < 1e-4
+        assert torch.equal(module[1](maps), functional.normalize(maps) * 20)
+    converted.export(str(tmp_path / "l2.tflite"))
+    names = [name for name, *_ in tensors(tmp_path / "l2.tflite")]
+    assert names.count("L2_NORMALIZATION") == 1 and "DIV" not in names

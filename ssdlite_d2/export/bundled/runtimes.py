@@ -1,5 +1,6 @@
 """The runtimes and devices that models of bundles run on."""
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -122,7 +123,10 @@ def open_litert(path, spec, threads, precision, device):
     """LiteRT (TensorFlow Lite)."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(path), num_threads=threads or None)
+    threads = threads or os.cpu_count()
+    if spec["layout"] == "detection-postprocess" and threads < len(spec["classes"]):
+        threads = 1  # in 2.3.0 its operator loses class T with T threads, when there are more
+    interpreter = Interpreter(model_path=str(path), num_threads=threads)
     interpreter.allocate_tensors()
     image = interpreter.get_input_details()[0]["index"]
     ends = [end["index"] for end in interpreter.get_output_details()[: len(spec["outputs"])]]

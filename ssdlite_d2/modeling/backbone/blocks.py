@@ -100,4 +100,6 @@ class L2Norm(nn.Module):
         self.weight = nn.Parameter(torch.full((channels,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x) * self.weight.view(1, -1, 1, 1)
+        # not F.normalize, whose expansion LiteRT's converter turns to another layout than its input
+        length = x.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return x / length * self.weight.view(1, -1, 1, 1)

@@ -234,7 +234,7 @@ def make_bundles(cfg: CfgNode, folder: Path, int8: bool) -> List[Path]:
     """Bundles of the config's model for the runtimes that are installed."""
     model = predictor_in(cfg, "eager").model
     bundles = []
-    for name in ("onnx", "openvino", "torchscript", "ncnn"):
+    for name in ("onnx", "openvino", "torchscript", "ncnn", "litert"):
         if any(not importlib.util.find_spec(module) for module in FORMATS[name].modules):
             print(f"{name} is left out: it is not installed")
             continue
