@@ -17,12 +17,13 @@ from models import ENTRY, as_inputs, lively_model, read_all
 from ssdlite_d2 import InputError
 from ssdlite_d2.checkpoint import SSDCheckpointer, identity_of
 from ssdlite_d2.engine import SSDTrainer, finish_config
-from ssdlite_d2.evaluation.operating import box_table
+from ssdlite_d2.evaluation.operating import box_table, curve
 from ssdlite_d2.evaluation.report import judge_fit
 from ssdlite_d2.export.bundle import export_bundle
 from ssdlite_d2.export.options import ExportOptions
 from ssdlite_d2.tools import train
 from ssdlite_d2.tools.report.__main__ import report
+from ssdlite_d2.tools.report.charts import curve_charts
 from ssdlite_d2.tools.report.runs import Evaluated, Run
 from ssdlite_d2.tools.report.single import write_page
 
@@ -229,8 +230,29 @@ def test_many_classes_stay_usable(made_up):
     page = write_page(made_up([f"class {i}" for i in range(25)]), 1)
     check_file(page)
     assert page.count("<details id=") == 25 and page.count("<details open") == 0
+    assert page.count('class="chart fractions"') == 52
     assert page.count("<figure>") == 1
     assert 'class="matrix"' not in page and "found as" in page
+
+
+def test_charts_have_the_points_of_the_curve():
+    of = curve(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]), 2)
+    page = curve_charts(of, 0.75, "RBC")
+    drawn = [
+        np.array([pair.split(",") for pair in points.split()], dtype=float)
+        for points in re.findall('<polyline points="(.*?)"', page)
+    ]
+    corners = re.search('d="M([0-9.]+) ([0-9.]+)V([0-9.]+)H([0-9.]+)"', page).groups()
+    left, top, bottom, right = map(float, corners)
+    drawn = [(d - [left, bottom]) / [right - left, top - bottom] for d in drawn]
+    recall, precision, f1 = [0.5, 0.5, 1], [1, 0.5, 2 / 3], [2 / 3, 0.5, 0.8]
+    assert drawn[0] == pytest.approx(np.transpose([recall, precision]), abs=1e-3)
+    for line, rate in zip(drawn[1:4], (precision, recall, f1)):
+        assert line == pytest.approx(np.transpose([of.scores, rate]), abs=1e-3)
+    assert drawn[4] == pytest.approx(np.array([[0.75, 0], [0.75, 1]]), abs=1e-3)
+    many = curve(np.linspace(1, 0, 5000), np.ones(5000, dtype=bool), 5000)
+    assert len(curve_charts(many, None, "RBC")) < 20_000
+    assert "<circle" not in curve_charts(many, None, "") and page.count("<circle") == 2
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium: how the page looks is not checked")

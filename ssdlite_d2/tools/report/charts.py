@@ -67,33 +67,83 @@ def thinned(*columns: np.ndarray) -> List[np.ndarray]:
     return [column[chosen] if len(column) else column for column in columns]
 
 
-def side_by_side(label: str, **charts: Chart) -> str:
-    """Charts beside each other, or below where there is no room.
+def side_by_side(*charts: str) -> str:
+    """Charts beside each other, or below where there is no room."""
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+LEFT, TOP, WIDTH, HEIGHT = 40, 18, 226, 136  # of the axes of fractions, in points
+
+
+def fractions_chart(
+    axes: Tuple[str, str],
+    lines: Dict[str, Tuple[np.ndarray, np.ndarray]],
+    marks: Sequence[Tuple[float, float]],
+    label: str,
+) -> str:
+    """An SVG of values from 0 to 1. Matplotlib takes 0.2 s for one, and a page may have 200.
 
     Args:
-        label: HTML of what all show.
-        charts: by what each one shows.
+        axes: what is below and beside them.
+        lines: x and y of each; several get a legend.
+        marks: points.
+        label: as that of ``Chart.svg``.
     """
-    drawn = (chart.svg(f"{label}: {name.replace('_', ' ')}") for name, chart in charts.items())
-    return f'<div class="charts">{"".join(drawn)}</div>'
+
+    def place(x, y) -> Tuple[float, float]:
+        return round(LEFT + WIDTH * float(x), 1), round(TOP + HEIGHT * (1 - float(y)), 1)
+
+    (left, bottom), (right, top) = place(0, 0), place(1, 1)
+    parts = []
+    for value in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        x, y = place(value, value)
+        parts.append(f'<path d="M{x} {top}V{bottom}M{left} {y}H{right}" opacity=".2"/>')
+        parts.append(f'<text x="{x}" y="{bottom + 12}" text-anchor="middle">{value}</text>')
+        parts.append(f'<text x="{left - 4}" y="{y + 3}" text-anchor="end">{value}</text>')
+    parts.append(f'<path d="M{left} {top}V{bottom}H{right}"/>')
+    for number, (name, points) in enumerate(lines.items()):
+        colour = f"var(--series{number})"
+        drawn = " ".join("{},{}".format(*place(*point)) for point in zip(*points))
+        parts.append(f'<polyline points="{drawn}" style="stroke:{colour}" stroke-width="1.6"/>')
+        if len(lines) > 1:
+            parts.append(
+                f'<text x="{left + 60 * number}" y="9" style="fill:{colour}">{name}</text>'
+            )
+    for x, y in (place(*mark) for mark in marks):
+        parts.append(f'<circle cx="{x}" cy="{y}" r="3" style="fill:var(--series2)"/>')
+    middle = left + WIDTH / 2, top + HEIGHT / 2
+    parts.append(f'<text x="{middle[0]}" y="{bottom + 26}" text-anchor="middle">{axes[0]}</text>')
+    turned = f'transform="translate(10 {middle[1]}) rotate(-90)" text-anchor="middle"'
+    parts.append(f"<text {turned}>{axes[1]}</text>")
+    return (
+        f'<svg class="chart fractions" role="img" aria-label="{label}" '
+        f'viewBox="0 0 {LEFT + WIDTH + 8} {TOP + HEIGHT + 32}">{"".join(parts)}</svg>'
+    )
 
 
 def curve_charts(of: Curve, threshold: Optional[float], label: str) -> str:
-    """Precision over recall, and precision, recall and F1 over the score, with a mark at one."""
-    limits = {"xlim": (0, 1.01), "ylim": (0, 1.03)}
-    left = Chart(xlabel="recall", ylabel="precision", **limits)
-    right = Chart(xlabel="score", **limits)
+    """Precision over recall, and precision, recall and F1 over the score, with a mark at one.
+
+    Args:
+        label: HTML of what both show.
+    """
     scores, precision, recall, f1 = thinned(*of)
-    left.axes.plot(recall, precision, color=SERIES[0])
-    series = (("precision", precision), ("recall", recall), ("F1", f1))
-    for (name, values), colour in zip(series, SERIES):
-        right.axes.plot(scores, values, color=colour, label=name)
+    rates = {"precision": precision, "recall": recall, "F1": f1}
     above = int((of.scores > (2 if threshold is None else threshold)).sum())
+    left = [(of.recall[above - 1], of.precision[above - 1])] if above else []
+    right = [(threshold, of.f1[above - 1])] if above else []
+    rated = {name: (scores, values) for name, values in rates.items()}
     if above:
-        right.axes.axvline(threshold, color=TEXT, linestyle="--", linewidth=1)
-        left.axes.plot(of.recall[above - 1], of.precision[above - 1], "o", color=SERIES[2])
-        right.axes.plot(threshold, of.f1[above - 1], "o", color=SERIES[2])
-    return side_by_side(label, precision_over_recall=left, rates_over_score=right)
+        rated["threshold"] = (np.full(2, threshold), np.arange(2))
+    return side_by_side(
+        fractions_chart(
+            ("recall", "precision"),
+            {"": (recall, precision)},
+            left,
+            f"{label}: precision over recall",
+        ),
+        fractions_chart(("score", ""), rated, right, f"{label}: rates over score"),
+    )
 
 
 def training_charts(runs: Dict[str, List[Dict]], label: str) -> str:
@@ -120,7 +170,7 @@ def training_charts(runs: Dict[str, List[Dict]], label: str) -> str:
                 marker=mark,
                 markersize=3,
             )
-    return side_by_side(label, loss=losses, results=results)
+    return side_by_side(losses.svg(f"{label}: loss"), results.svg(f"{label}: results"))
 
 
 def points_of(rows: Sequence[Dict], key: str) -> List[Tuple[int, float]]:
