@@ -3,6 +3,7 @@
 # make demo    the same, then trains, evaluates and draws on aerial images of trees
 # make test    lint and tests
 # make test-litert   the tests of LiteRT, in .cache/litert
+# make test-web   the exported page in headless Chromium; needs npm, too
 # make fuzz    damaged data sets and configs; COUNT=2000 SEED=0
 # make docs    the site, in build/site; broken links are errors
 # make docs-images  the images in docs, by the commands that stand beside them
@@ -26,7 +27,7 @@ output := output/neon_trees
 torch_index := $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu)
 $(if $(filter-out default cpu,$(TORCH)),$(error TORCH is $(TORCH); it is default or cpu))
 
-.PHONY: setup detect demo test test-litert fuzz docs dist lint clean
+.PHONY: setup detect demo test test-litert test-web fuzz docs dist lint clean
 
 setup: .venv/ready
 
@@ -93,6 +94,18 @@ litert := .cache/litert/bin/python
 
 test-litert: .cache/litert/ready
 	OMP_NUM_THREADS=1 $(litert) -m pytest tests/export/test_litert.py
+
+# The export compares the runtime's files with the digests in web.py.
+web_runtime := .cache/$(shell sed -n 's/^PACKAGE = "\(.*\)".*/\1/p' ssdlite_d2/export/web.py)
+
+test-web: .venv/ready $(web_runtime)/dist
+	SSDLITE_WEB_RUNTIME=$(CURDIR)/$(web_runtime)/dist OMP_NUM_THREADS=1 \
+	  $(python) -m pytest tests/export/test_web.py
+
+$(web_runtime)/dist:
+	mkdir -p $(web_runtime)
+	npm pack --silent --pack-destination $(web_runtime) $(notdir $(web_runtime))
+	tar xzf $(web_runtime)/*.tgz -C $(web_runtime) --strip-components=1
 
 COUNT ?= 2000
 SEED ?= 0

@@ -155,8 +155,9 @@ def test_commands_are_as_the_programs_have_them(monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "ssdlite_d2" / "export" / "bundled")
     known = {}
     for page, program, words in commands():
-        if program.endswith("predict.py"):
-            program = "ssdlite_d2/export/bundled/predict.py"
+        bundled = {"predict.py": "predict.py", "serve.py": "web/serve.py"}
+        if (name := program.rpartition("/")[2]) in bundled:
+            program = f"ssdlite_d2/export/bundled/{bundled[name]}"
         if program.startswith(("docs/", "tests/")):
             assert (ROOT / program).is_file(), program
         if program.startswith(("docs/", "tests/", "pytest", "detectron2.")):

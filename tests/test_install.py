@@ -40,6 +40,8 @@ def test_configs_come_along(installed):
     ours = {str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml")}
     folder = installed / "ssdlite_d2" / "configs"
     assert {str(p.relative_to(folder)) for p in folder.rglob("*.yaml")} == ours
+    page = installed / "ssdlite_d2" / "export" / "bundled" / "web"
+    assert {"index.html", "detect.js", "style.css", "serve.py"} <= {p.name for p in page.iterdir()}
 
 
 def test_program_runs(installed):

@@ -26,6 +26,7 @@ from .parity import check_parity, parity_records, write_parity
 from .quantization import quantize
 from .spec import Spec, class_names, input_spec, source_of
 from .texts import readme, requirements, write_example
+from .web import write_page
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ def export_bundle(
             spec.quantization = quantize(cfg, model, folder, plain, options)
         if layout.finish:
             layout.finish(folder, spec, module)
+        if options.format == "web":
+            spec.runtime = write_page(folder, options.runtime)
         if options.parity_images != 0 and not chosen.runs_here:
             logger.warning(f"No parity report: {options.format} models do not run on this system")
         report, example = {}, None

@@ -244,6 +244,13 @@ FORMATS: Dict[str, Format] = {
         precisions=("fp32", "fp16", "int8"),
         dynamic=True,
     ),
+    "web": Format(
+        "model.onnx",
+        ("onnx", "onnxruntime"),
+        "onnx",
+        write_onnx,
+        precisions=("fp32", "fp16", "int8"),
+    ),
     "torchscript": Format("model.ts", (), "torch", write_torchscript, dynamic=True),
     "coreml": Format(
         "model.mlpackage",

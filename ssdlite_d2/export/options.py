@@ -2,11 +2,13 @@
 
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional, Union
 
 from ..errors import InputError, one_of
 from .formats import Format, find_format
 from .layouts import LAYOUTS
+from .web import check_runtime
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class ExportOptions:
         parity_dataset: data set of the parity report; None is the config's test data.
         parity_images: images of the parity report; 0 leaves it out. None: all of a small data set.
         ap_budget: AP points that quantization may cost.
+        runtime: of ``web``, a folder with onnxruntime-web's files; None takes them from a CDN.
     """
 
     format: str = "onnx"
@@ -32,6 +35,7 @@ class ExportOptions:
     parity_images: Optional[int] = None
     allow_difference: bool = False
     ap_budget: float = 0.5
+    runtime: Optional[str] = None
 
     def check(self) -> Format:
         """The format, when it can do what is asked.
@@ -47,6 +51,7 @@ class ExportOptions:
             if asked and not chosen.dynamic:
                 raise InputError(f"--{flag} is not for --format {self.format}")
         self._check_layout()
+        self._check_web()
         if self.precision == "int8" and self.format == "openvino":
             if not importlib.util.find_spec("nncf"):
                 raise InputError("nncf is not installed: pip install 'ssdlite-d2[openvino]'")
@@ -56,6 +61,14 @@ class ExportOptions:
             raise InputError(f"--parity-images is {self.parity_images}; 0 leaves the report out")
         chosen.require()
         return chosen
+
+    def _check_web(self) -> None:
+        if self.format == "web" and str(self.batch) != "1":
+            raise InputError("--format web takes one image at once: --batch 1")
+        if self.runtime is not None and self.format != "web":
+            raise InputError("--runtime is for --format web")
+        if self.runtime is not None:
+            check_runtime(Path(self.runtime))
 
     def _check_layout(self) -> None:
         layout = LAYOUTS[one_of("--layout", self.layout, LAYOUTS)]

@@ -162,7 +162,12 @@ def share_ranges(model) -> None:
                     operation.input(target).replace_source_output(ranges[0].output(0))
 
 
-QUANTIZERS = {"onnx": OnnxQuantizer, "openvino": OpenVinoQuantizer, "litert": LitertQuantizer}
+QUANTIZERS = {
+    "onnx": OnnxQuantizer,
+    "web": OnnxQuantizer,
+    "openvino": OpenVinoQuantizer,
+    "litert": LitertQuantizer,
+}
 
 
 def quantize(cfg: CfgNode, model: SSD, folder: Path, spec: Spec, options: ExportOptions) -> Dict:

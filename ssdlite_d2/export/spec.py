@@ -29,6 +29,7 @@ class Spec:
         source: weights, config and commit.
         operating: ``threshold`` of the best F1 at the last evaluation, and the rates there.
         quantization: what INT8 was made with.
+        runtime: of a page: where it comes from, and its files' digests.
         sha256: of the model's files.
         bytes: of the model's files together.
         files: everything that the export wrote, which the next export there may replace.
@@ -45,6 +46,7 @@ class Spec:
     source: Dict[str, str]
     operating: Optional[Dict[str, float]] = None
     quantization: Optional[Dict[str, Any]] = None
+    runtime: Optional[Dict[str, Any]] = None
     sha256: Dict[str, str] = field(default_factory=dict)
     bytes: int = 0
     files: List[str] = field(default_factory=list)

@@ -96,7 +96,7 @@ def readme(spec: Spec, report: Dict, example: Optional[str]) -> str:
         if inside
         else AFTER.format(**spec.detections, group=group),
         shown=shown(spec),
-        frigate=FRIGATE if spec.layout == "frigate" else "",
+        frigate=FRIGATE if spec.layout == "frigate" else WEB if spec.format == "web" else "",
         accuracy=accuracy(report),
         commit=spec.source["commit"],
     )
@@ -108,6 +108,14 @@ at an IoU of {nms_threshold}, and gives at most {max_detections} detections."""
 FRIGATE = """
 Frigate: copy `model.xml`, `model.bin` and `labelmap.txt` into its `/config`; `frigate.yml` has the
 lines of its `config.yml`.
+"""
+
+WEB = """
+Browser: `python serve.py` and open its address, or put this folder on any static server. A server
+that sends no `Cross-Origin-Opener-Policy: same-origin` and `Cross-Origin-Embedder-Policy:
+require-corp` leaves WebAssembly one thread. The camera needs https or localhost. The address takes
+`?device=wasm`, `?device=webgpu` and `?threads=2`. `detect.js` is a module that other pages can
+import, too.
 """
 
 

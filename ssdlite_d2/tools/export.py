@@ -28,7 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--precision",
         default="fp32",
         metavar="P",
-        help="fp32, fp16 (the weights) or int8 (static quantization; onnx, openvino, litert)",
+        help="fp32, fp16 (the weights) or int8 (static quantization; onnx, openvino, litert, web)",
     )
     parser.add_argument(
         "--batch", default="1", metavar="N", help="images at once, or dynamic (default: 1)"
@@ -79,6 +79,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--allow-difference",
         action="store_true",
         help="export though the report is outside its tolerance",
+    )
+    parser.add_argument(
+        "--runtime",
+        metavar="DIR",
+        help="for --format web: a folder with onnxruntime-web's files, to be copied into the "
+        "bundle (default: the page loads them from a public CDN)",
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser

@@ -191,6 +191,7 @@ RUNTIMES = {
         ("cpu", "openvino:GPU", "openvino:NPU"),
         ("openvino:GPU", "openvino:NPU", "cpu"),
     ),
+    "web": Runtime(open_onnx, "onnxruntime"),  # the same file, outside a browser
     "torchscript": Runtime(open_torchscript, "torch", ("cpu", "cuda"), ("cuda", "cpu")),
     "ncnn": Runtime(open_ncnn, "ncnn"),
     "litert": Runtime(open_litert, "ai-edge-litert"),
