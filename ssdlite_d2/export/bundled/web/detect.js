@@ -8,6 +8,8 @@
 
 const MOST_PIXELS = 1e8; // of an image, as in predict.py
 const GRABBED = 2 ** 22; // pixels that are copied at once
+const RESAMPLING = ["half_pixel", "asymmetric", "opencv"];
+const USUAL_THRESHOLD = 0.3; // where model.json has none
 
 /** Rows of an image as RGBA: a function from a row to [bytes, where the row begins in them]. */
 export function rowsOf(source, width, height) {
@@ -53,11 +55,12 @@ function taps(from, to, halfPixel) {
  * An image stretched to [height, width], bilinear without antialias, with OpenCV's rounding.
  *
  * @param rows see rowsOf.
- * @param method "half_pixel", as cv2.resize, or "asymmetric", as TensorFlow 1.
+ * @param method "half_pixel" or "opencv", as cv2.resize, or "asymmetric", as TensorFlow 1.
  * @returns Uint8Array RGB, height x width x 3.
  */
 export function resize(rows, width, height, [newHeight, newWidth], method) {
-  const halfPixel = method === "half_pixel";
+  if (!RESAMPLING.includes(method)) throw new Error(`there is no resampling ${method}`);
+  const halfPixel = method !== "asymmetric";
   const columns = taps(width, newWidth, halfPixel);
   const lines = taps(height, newHeight, halfPixel);
   const result = new Uint8ClampedArray(newHeight * newWidth * 3); // halves go to the even number
@@ -125,7 +128,8 @@ export function select(boxes, scores, size, options) {
     pairs = pairs.filter((pair) => seen[pair % classes]++ < options.candidates_per_class);
   }
   const kept = [];
-  const keptOf = Array.from({ length: classes }, () => []); // boxes of each class
+  const groups = options.across_classes ? 1 : classes;
+  const keptOf = Array.from({ length: groups }, () => []); // boxes that suppress each other
   let empty = false; // OpenCV keeps the first box without area, and no other
   for (const pair of pairs.slice(0, options.candidates)) {
     if (kept.length === options.max_detections) break;
@@ -136,8 +140,9 @@ export function select(boxes, scores, size, options) {
     const hasArea = area(box) > 0;
     if (!hasArea && empty) continue;
     empty ||= !hasArea;
-    if (keptOf[id].some((other) => overlap(box, other) > options.nms_threshold)) continue;
-    keptOf[id].push(box);
+    const others = keptOf[id % groups];
+    if (others.some((other) => overlap(box, other) > options.nms_threshold)) continue;
+    others.push(box);
     kept.push({ box, score: scores[pair], id });
   }
   return kept;
@@ -149,6 +154,15 @@ export function fit(detections, size, imageSize) {
   return detections
     .map((one) => ({ ...one, box: clip(one.box.map((v, i) => v * ratios[i]), imageSize) }))
     .filter(({ box: [x0, y0, x1, y1] }) => x1 > x0 && y1 > y0);
+}
+
+/** [red, green, blue] of a class, the colour that predict.py draws it in. */
+export function colourOf(id) {
+  const hue = 6 * ((id * 0.618034) % 1);
+  return [5, 3, 1].map((n) => {
+    const k = (n + hue) % 6;
+    return Math.round(255 * 0.95 * (1 - 0.85 * Math.max(0, Math.min(k, 4 - k, 1))));
+  });
 }
 
 /** A file of this server or of the CDN, whose digest is that of model.json. */
@@ -213,6 +227,8 @@ export class Detector {
     this.spec = spec;
     this.classes = spec.classes;
     this.size = spec.input.size; // [H, W]
+    // above which detections are shown: that of the best F1 at the last evaluation
+    this.threshold = spec.operating?.threshold ?? USUAL_THRESHOLD;
   }
 
   async start(model, base, device, threads) {
@@ -281,8 +297,8 @@ class Page {
     this.about.textContent =
       `Finds: ${names}. The network sees ${size[1]} × ${size[0]} pixels. Images stay on this device.`;
     this.threshold.min = Math.max(0.01, spec.detections.score_threshold).toFixed(2);
-    this.threshold.value = Math.max(0.4, spec.detections.score_threshold);
-    this.least.textContent = Number(this.threshold.value).toFixed(2);
+    this.setLimit(this.detector.threshold);
+    this.threshold.value = this.limit;
     this.exampleFile = spec.files.find((name) => /^example\.(jpe?g|png|bmp|webp)$/.test(name));
     this.example.hidden = !this.exampleFile;
     for (const control of [this.file, this.camera, this.threshold]) control.disabled = false;
@@ -302,7 +318,7 @@ class Page {
     });
     this.camera.onclick = () => this.attempt(() => (this.stream ? this.stop() : this.watch()));
     this.threshold.oninput = () => {
-      this.least.textContent = Number(this.threshold.value).toFixed(2);
+      this.setLimit(Number(this.threshold.value));
       this.show();
     };
     document.onpaste = (event) => open(event.clipboardData.files[0]);
@@ -317,6 +333,12 @@ class Page {
       open(event.dataTransfer.files[0]);
     };
     window.onresize = () => this.show();
+  }
+
+  /** Show the detections above a score, which the slider may have between two of its steps. */
+  setLimit(score) {
+    this.limit = score;
+    this.least.textContent = score.toFixed(2);
   }
 
   /** Do something; what goes wrong is said in one line. */
@@ -389,7 +411,7 @@ class Page {
   show(result = this.shown) {
     if (!result) return;
     this.shown = result;
-    const good = result.detections.filter(({ score }) => score >= Number(this.threshold.value));
+    const good = result.detections.filter(({ score }) => score > Math.fround(this.limit));
     this.stage.classList.add("filled");
     this.hint.hidden = true;
     this.view.hidden = this.results.hidden = false;
@@ -411,14 +433,10 @@ class Page {
     return all ? `Found ${all}.` : "Nothing found above the threshold.";
   }
 
-  colour(id) {
-    return `hsl(${(id * 137.5 + 145) % 360} 85% 62%)`;
-  }
-
   entry({ id, label, score }) {
     const entry = document.createElement("li");
     const [swatch, name, number] = ["i", "b", "span"].map((tag) => document.createElement(tag));
-    swatch.style.background = this.colour(id);
+    swatch.style.background = `rgb(${colourOf(id)})`;
     name.textContent = label;
     number.textContent = score.toFixed(2);
     entry.append(swatch, name, number);
@@ -440,7 +458,7 @@ class Page {
     const backwards = [...detections.keys()].reverse(); // the best ends on top
     for (const i of backwards) {
       const [x0, y0, x1, y1] = corners[i];
-      for (const [style, thickness] of [["rgb(0 0 0 / 55%)", 5], [this.colour(detections[i].id), 2.5]]) {
+      for (const [style, thickness] of [["rgb(0 0 0 / 55%)", 5], [`rgb(${colourOf(detections[i].id)})`, 2.5]]) {
         context.strokeStyle = style;
         context.lineWidth = thickness;
         context.strokeRect(x0, y0, x1 - x0, y1 - y0);
@@ -452,9 +470,11 @@ class Page {
       const room = context.measureText(text).width + 10;
       const left = Math.max(0, Math.min(corners[i][0] - 1, this.view.width / ratio - room));
       const top = corners[i][1] > 20 ? corners[i][1] - 20 : corners[i][1];
-      context.fillStyle = this.colour(id);
+      const colour = colourOf(id);
+      const [red, green, blue] = colour;
+      context.fillStyle = `rgb(${colour})`;
       context.fillRect(left, top, room, 20);
-      context.fillStyle = "#111";
+      context.fillStyle = 0.3 * red + 0.6 * green + 0.1 * blue > 110 ? "#000" : "#fff";
       context.fillText(text, left + 5, top + 4);
     }
   }
