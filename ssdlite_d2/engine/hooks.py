@@ -52,9 +52,13 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
         """Save the ``model_final.pth`` of a run that was killed just before it."""
         super().before_train()
         if self.trainer.start_iter == self.max_iter:
-            self.trainer.iter = self.max_iter - 1
-            self.save_final(self.trainer.iter)
-            self.trainer.iter = self.max_iter
+            self.save_after_the_end()
+
+    def save_after_the_end(self, **extra: Any) -> None:
+        """Save ``model_final.pth`` when the trainer counts one iteration more than it has done."""
+        self.trainer.iter = self.max_iter - 1  # which the checkpoint holds, too
+        self.save_final(self.trainer.iter, **extra)
+        self.trainer.iter = self.max_iter
 
     def step(self, iteration: int) -> None:
         last = iteration >= self.max_iter - 1
@@ -152,7 +156,7 @@ class OperatingHook(HookBase):
     def after_train(self) -> None:
         operating = self._operating()
         if self.trainer.iter + 1 >= self.trainer.max_iter and operating:
-            self._checkpoints.save_final(self.trainer.max_iter - 1, operating=operating)
+            self._checkpoints.save_after_the_end(operating=operating)
 
     def _operating(self) -> Dict[str, float]:
         return operating_point(self.trainer.storage, self._metric)

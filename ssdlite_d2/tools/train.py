@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import List, Type
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
@@ -45,8 +46,12 @@ def train_or_evaluate(args: argparse.Namespace, trainer_class: Type[SSDTrainer] 
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)
     results = trainer.train()
-    if comm.is_main_process() and cfg.TEST.REPORT and cfg.DATASETS.TEST:
-        write_report(cfg.OUTPUT_DIR)
+    if cfg.TEST.REPORT and cfg.DATASETS.TEST:
+        main = comm.is_main_process()
+        if comm.get_world_size() > 1:  # the first process evaluates for the report, without others
+            torch.distributed.destroy_process_group()
+        if main:
+            write_report(cfg.OUTPUT_DIR)
     return results
 
 

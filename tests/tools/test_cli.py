@@ -213,7 +213,7 @@ def test_mistakes_are_one_line(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     torch.save({"model": {}}, tmp_path / "alone.pth")
     files = written(tmp_path)
-    one_image = ["SOLVER.IMS_PER_BATCH", 1, "OUTPUT_DIR", tmp_path / "one"]
+    one_image = ["SOLVER.IMS_PER_BATCH", 1, "INPUT.SIZE", "(64, 64)", "OUTPUT_DIR", tmp_path / "one"]
     config = ["--config-file", folder / "train.yaml"]
     cases = [
         (["trian", BCCD], ["the commands are train, eval"]),
@@ -253,8 +253,10 @@ def test_mistakes_are_one_line(trained, tmp_path):
 
 def start(*words, **env):
     command = [sys.executable, "-W", "ignore", "-m", "ssdlite_d2", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, **pipes)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
+    # jobs in the background ignore Ctrl-C, and so would what they start
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, env={**os.environ, **env}, **options)
 
 
 def test_a_reader_that_goes_away_ends_the_program():
