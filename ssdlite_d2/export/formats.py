@@ -195,6 +195,8 @@ def write_litert(job: Job) -> None:
 
     litert_torch.progress.console.quiet = True
     module = _Named(job.module, (*job.outputs, "codes", "boxes_as_codes")).eval()
+    # litert-torch 0.10.0 takes weights for equal whose contiguous copies had one address by turns
+    module.to(memory_format=torch.contiguous_format)
     content = litert_torch.convert(module, sample_kwargs={"image": job.image}).model_content()
     if job.precision == "fp16":
         content = halve_weights(content)

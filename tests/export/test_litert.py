@@ -1,7 +1,10 @@
 """LiteRT's operator, INT8 and float16. In an environment of its own: make test-litert."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from ssdlite_d2.export import ExportOptions, export_bundle
+from ssdlite_d2.export.bundled.runtimes import open_litert
+from ssdlite_d2.export.formats import Job, write_litert
 from ssdlite_d2.export.parity import detect, match
 from ssdlite_d2.export.quantization import LitertQuantizer
 from ssdlite_d2.modeling.backbone.blocks import L2Norm
@@ -161,15 +166,50 @@ def test_codes_that_the_operator_does_not_know_are_decoded(bccd, tmp_path, clean
     assert_found(model, tmp_path / "b")
 
 
-def test_l2_norm_is_one_operator(tmp_path):
-    """VGG's; the converter makes nothing of F.normalize between convolutions."""
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 16, 3), L2Norm(16), nn.Conv2d(16, 8, 3)).eval()
-    image, maps = torch.rand(1, 3, 20, 20), torch.randn(2, 16, 5, 5)
-    converted = litert_torch.convert(module, (image,))
+class Trunk(nn.Module):
+    """VGG's layers: equal shapes of weights, pooling that rounds up, dilation and L2Norm."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        convolutions = [nn.Conv2d(64, 64, 3, padding=6, dilation=6) for _ in range(4)]
+        pool = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.layers = nn.Sequential(nn.Conv2d(3, 64, 3), L2Norm(64), pool, *convolutions)
+
+    def forward(self, image):
+        return (self.layers(image.permute(0, 3, 1, 2)),)
+
+
+def test_vggs_layers(tmp_path):
+    """The converter takes weights in another memory format for each other, and makes nothing of
+    F.normalize between convolutions."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    module, path = Trunk().eval().to(memory_format=torch.channels_last), tmp_path / "l2.tflite"
+    image, maps = torch.randint(0, 256, (1, 21, 21, 3), dtype=torch.uint8), torch.randn(2, 64, 5, 5)
     with torch.no_grad():
-        assert np.abs(converted(image) - module(image).numpy()).max() < 1e-4
-        assert torch.equal(module[1](maps), functional.normalize(maps) * 20)
-    converted.export(str(tmp_path / "l2.tflite"))
-    names = [name for name, *_ in tensors(tmp_path / "l2.tflite")]
+        (expected,) = module(image.float())
+        normed = module.layers[1](maps)
+    write_litert(Job(module, image, path, "fp32", False, False, ("maps",)))
+    interpreter = Interpreter(str(path))
+    found = interpreter.get_signature_runner()(image=image.numpy())["maps"]
+    assert np.abs(found - expected.numpy()).max() < 1e-3 * expected.abs().max()
+    assert torch.allclose(normed, functional.normalize(maps) * 20, rtol=1e-5)
+    names = [name for name, *_ in tensors(path)]
     assert names.count("L2_NORMALIZATION") == 1 and "DIV" not in names
+
+
+def test_one_thread_where_the_operator_would_lose_a_class(monkeypatch):
+    chosen = []
+    package, module = ModuleType("ai_edge_litert"), ModuleType("ai_edge_litert.interpreter")
+    module.Interpreter = lambda model_path, num_threads: chosen.append(num_threads) or MagicMock()
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for layout, threads in (
+        ("detection-postprocess", 2),
+        ("detection-postprocess", 3),
+        ("anchors", 2),
+    ):
+        spec = {"layout": layout, "classes": ["a", "b", "c"], "outputs": ["boxes"]}
+        open_litert("model.tflite", spec, threads, "fp32", "cpu")
+    assert chosen == [1, 3, 2]
