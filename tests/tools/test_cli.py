@@ -213,7 +213,8 @@ def test_mistakes_are_one_line(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     torch.save({"model": {}}, tmp_path / "alone.pth")
     files = written(tmp_path)
-    one_image = ["SOLVER.IMS_PER_BATCH", 1, "INPUT.SIZE", "(64, 64)", "OUTPUT_DIR", tmp_path / "one"]
+    one_image = ["SOLVER.IMS_PER_BATCH", 1, "INPUT.SIZE", "(64, 64)"]
+    one_image += ["OUTPUT_DIR", tmp_path / "one"]
     config = ["--config-file", folder / "train.yaml"]
     cases = [
         (["trian", BCCD], ["the commands are train, eval"]),
