@@ -65,7 +65,7 @@ detect: .venv/ready
 demo: detect $(output)/model_final.pth
 	$(python) train_net.py --config-file $(config) --eval-only MODEL.WEIGHTS $(output)/model_final.pth
 	$(python) -m ssdlite_d2.tools.visualize_results --config-file $(config) \
-	  --output $(output)/drawn --confidence-threshold 0.2 --opts MODEL.WEIGHTS $(output)/model_final.pth
+	  --output $(output)/drawn --opts MODEL.WEIGHTS $(output)/model_final.pth
 
 $(output)/model_final.pth: .venv/ready $(DETECTRON2_DATASETS)/neon_trees
 	$(python) train_net.py --config-file $(config) --resume
@@ -135,7 +135,7 @@ browser := chromium --headless --no-sandbox --hide-scrollbars
 .PHONY: docs-images
 docs-images: $(output)/model_final.pth $(bccd)/model_final.pth
 	$(python) -m ssdlite_d2.tools.visualize_results --config-file $(config) --output build/trees \
-	  --confidence-threshold 0.2 --count 1 --opts MODEL.WEIGHTS $(output)/model_final.pth
+	  --count 1 --opts MODEL.WEIGHTS $(output)/model_final.pth
 	cp build/trees/*.jpg docs/neon_trees.jpg
 	$(bin)/ssdlite report $(bccd)
 	$(browser) --window-size=900,1250 --screenshot=docs/report.png $(CURDIR)/$(bccd)/report.html
