@@ -3,12 +3,12 @@
 #   docker build -t ssdlite .
 #   docker run --rm -v "$PWD:/data" -w /data --shm-size 2g ssdlite train my_folder
 #
-# For CUDA take PyTorch from the package index, and add --gpus all to docker run:
+# For CUDA, and with --gpus all in docker run:
 #
-#   docker build -t ssdlite --build-arg TORCH_INDEX=https://pypi.org/simple .
+#   docker build -t ssdlite --build-arg TORCH=default .
 FROM python:3.12-slim-bookworm
 
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH=cpu
 
 # libgl1 and libglib2.0-0 are OpenCV's
 # hadolint ignore=DL3008
@@ -18,7 +18,7 @@ RUN apt-get update \
 
 WORKDIR /opt/ssdlite_d2
 COPY . .
-RUN PIP_EXTRA_INDEX_URL="$TORCH_INDEX" PIP_NO_CACHE_DIR=1 make setup
+RUN PIP_NO_CACHE_DIR=1 make setup TORCH="$TORCH"
 
 ENV PATH="/opt/ssdlite_d2/.venv/bin:$PATH"
 ENTRYPOINT ["ssdlite"]

@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PAGES = [HERE.parent / "README.md", HERE / "results.md"]
 START, END = "<!-- made by docs/make_results.py -->\n", "<!-- end -->"
-HEAD = "| config | data | AP | AP50 | F1 | trained | hardware | commit, seed |\n"
+HEAD = "| config | data | AP | AP50 | F1 | trained | evaluated on | at commit, seed |\n"
 HEAD += 8 * "|---" + "|\n"
 
 

@@ -155,7 +155,8 @@ class OperatingHook(HookBase):
 
     def after_train(self) -> None:
         operating = self._operating()
-        if self.trainer.iter + 1 >= self.trainer.max_iter and operating:
+        # not after a failure, not even in the last iteration: the threshold is an older one's then
+        if self.trainer.iter == self.trainer.max_iter and operating:
             self._checkpoints.save_after_the_end(operating=operating)
 
     def _operating(self) -> Dict[str, float]:

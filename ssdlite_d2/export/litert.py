@@ -98,7 +98,7 @@ def halve_weights(content: bytes) -> bytes:
 
     weights = qtyping.TensorQuantizationConfig(16, dtype=qtyping.TensorDataType.FLOAT)
     halving = quantizer.Quantizer(content)
-    for kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+    for kind in CONVOLUTIONS:
         halving.update_quantization_recipe(
             ".*",
             qtyping.TFLOperationName(kind),

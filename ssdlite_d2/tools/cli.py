@@ -22,27 +22,27 @@ class Command(NamedTuple):
         help: one line.
         before: arguments in front of those of the command line.
         takes: flag that takes further words after MODEL; "": none does.
-        of_data: takes DATA, as ``train`` does, in the place of MODEL.
+        first: what the first word may be, MODEL or DATA, for a config; "": the module knows itself.
     """
 
     module: str
     help: str
     before: List[str] = []
     takes: str = ""
-    of_data: bool = False
+    first: str = "MODEL"
 
 
 COMMANDS = {
-    "train": Command("train", "train on a folder of your own data, or by --config-file FILE"),
+    "train": Command("train", "train on a folder of data, or by --config-file FILE", first=""),
     "eval": Command("train", "accuracy of a trained MODEL on its test data", ["--eval-only"]),
     "predict": Command("demo", "draw what a MODEL finds in images or a video", [], "--input"),
     "export": Command("export", "make a bundle of a MODEL that runs without PyTorch"),
-    "report": Command("report.__main__", "what is good and bad about a MODEL, or compare several"),
-    "check": Command("check_data", "what is wrong with images and boxes of DATA", of_data=True),
-    "view": Command("visualize_data", "draw what a training on DATA sees", of_data=True),
-    "fit-anchors": Command("fit_anchors", "fit anchor sizes to DATA", of_data=True),
-    "benchmark": Command("benchmark.__main__", "measure speed"),
-    "convert": Command("convert_checkpoint", "convert public SSD weights"),
+    "report": Command("report.__main__", "what is good and bad about MODELs", first=""),
+    "check": Command("check_data", "what is wrong with images and boxes of DATA", first="DATA"),
+    "view": Command("visualize_data", "draw what a training on DATA sees", first="DATA"),
+    "fit-anchors": Command("fit_anchors", "fit anchor sizes to DATA", first="DATA"),
+    "benchmark": Command("benchmark.__main__", "measure speed", first=""),
+    "convert": Command("convert_checkpoint", "convert public SSD weights", first=""),
     "models": Command("", "list the configs of the package"),
 }
 
@@ -62,15 +62,9 @@ def list_configs() -> None:
 
 def expand(command: Command, words: List[str]) -> List[str]:
     """Arguments of a command's module: a MODEL in front becomes its config and weights."""
-    if command.module == "train" and not command.before:
-        return words
-    if (
-        not words
-        or words[0].startswith("-")
-        or command.module.startswith(("benchmark", "convert", "report"))
-    ):
+    if not command.first or not words or words[0].startswith("-"):
         return [*command.before, *words]
-    if command.of_data and not Path(words[0], "config.yaml").is_file():
+    if command.first == "DATA" and not Path(words[0], "config.yaml").is_file():
         from .own_data import write_own_config
 
         flags, pairs = split_options(words[1:])

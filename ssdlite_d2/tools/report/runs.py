@@ -218,16 +218,16 @@ def _size(cfg: CfgNode, path: Path) -> Dict[str, int]:
 
 
 def _made(cfg: CfgNode, folder: Path, weights: str, test: Evaluated) -> Dict[str, Any]:
-    """How the model was trained, of its results.json or model.json, and measured here."""
-    trained: Dict[str, Any] = {}
+    """What its results.json or model.json tell of the last evaluation, and this one's facts."""
+    last: Dict[str, Any] = {}
     for file, key in (("inference/results.json", "made_with"), ("model.json", "source")):
         with contextlib.suppress(OSError, ValueError):
-            trained = json.loads((folder / file).read_text()).get(key) or trained
+            last = json.loads((folder / file).read_text()).get(key) or last
     return {
         "weights": weights,
-        "trained by commit": trained.get("commit", "not recorded"),
-        "trained on": trained.get("hardware", "not recorded"),
-        "versions": ", ".join(f"{k} {v}" for k, v in trained.get("versions", {}).items())
+        "evaluated at commit": last.get("commit", "not recorded"),
+        "evaluated on": last.get("hardware", "not recorded"),
+        "versions": ", ".join(f"{k} {v}" for k, v in last.get("versions", {}).items())
         or "not recorded",
         "SEED": cfg.SEED,
         "test data": f"{test.dataset}, {data_hash(test.records)}",
