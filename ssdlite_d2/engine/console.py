@@ -34,7 +34,6 @@ class ConsoleTrainer(SSDTrainer):
         if comm.is_main_process():
             print(outcome(self.cfg.OUTPUT_DIR))
         return result
-        return result
 
     def build_writers(self):
         images = self.checkpointer.identity["images"]

@@ -16,6 +16,7 @@ from ssdlite_d2.engine.setup import claim_folder
 
 SLOW = "import detectron2.engine.hooks as h, time\nstep = h.LRScheduler.after_step\n"
 SLOW += "h.LRScheduler.after_step = lambda self: (time.sleep(0.4), step(self))\n"
+MARK = "h.LRScheduler.before_train = lambda self: open({!r}, 'w').close()\n"
 WAIT = "import os, time\nwhile not os.path.exists({!r}): time.sleep(0.01)\n"
 
 
@@ -29,10 +30,11 @@ def runs(tmp_path_factory):
     """Exit code and output of some runs in one folder, one after the other."""
     folder = tmp_path_factory.mktemp("runs")
     first = str(folder / "model_0000001.pth")
-    kill = {"send": signal.SIGKILL, "when": str(folder / "before-1")}
+    began = str(folder / "began")
+    kill = {"send": signal.SIGKILL, "when": began}
     names = {
         "whole": {"args": fresh(folder, "SOLVER.MAX_ITER", 4)},
-        "killed": {"args": fresh(folder), "before": SLOW, **kill},
+        "killed": {"args": fresh(folder), "before": SLOW + MARK.format(began), **kill},
         "resumed": {"args": options(folder, "SOLVER.MAX_ITER", 2)},
         # weights from the folder itself, and another training there at the same time
         "both": [
