@@ -21,6 +21,7 @@ from .reading import read_checkpoint, read_weights
 from .timm_weights import timm_to_backbone
 
 NUMBERED = re.compile(r"model_\d{7}\.pth")  # of whatever else is there, nothing is touched
+OF_A_TRUNK = "not found in the checkpoint", "keys that are not used by the model"
 COUNTER = "num_batches_tracked"  # of batch norms; converted weights have none
 
 
@@ -202,10 +203,10 @@ class SSDCheckpointer(DetectionCheckpointer):
 
     @contextlib.contextmanager
     def _expecting_new_parts(self) -> Iterator[None]:
-        """Log what a file lacks as information where a training may start from a trunk."""
+        """Log what a file lacks, or has besides, as information where it may be a trunk."""
 
         def soften(record: logging.LogRecord) -> bool:
-            if "not found in the checkpoint" in str(record.msg):
+            if any(words in str(record.msg) for words in OF_A_TRUNK):
                 record.levelno, record.levelname = logging.INFO, "INFO"
             return True
 

@@ -191,27 +191,48 @@ def _apart(folder: Path) -> Optional[Mapping]:
 def _yolo_folders(path: Path) -> Parts:
     """Images and YOLO's text files, in folders called images and labels or side by side."""
     parts: Parts = {}
+    texts: List[Path] = []
     for folder in _folders(path):
         labels = folder
         if "images" in folder.parts:
             at = len(folder.parts) - 1 - folder.parts[::-1].index("images")
             labels = Path(*folder.parts[:at], "labels", *folder.parts[at + 1 :])
-        texts = [p for p in labels.glob("*.txt") if p.name not in CLASS_FILES]
-        if not texts or not _has_images(folder):
+        here = [p for p in labels.glob("*.txt") if p.name not in CLASS_FILES]
+        if not here or not _has_images(folder):
             continue
-        names = _class_names((labels, *labels.parents[:2], path), texts)
-        mapping = {"FORMAT": "yolo", "ROOT": str(folder), "IMAGES": ".", "CLASSES": names}
-        mapping["LABELS"] = str(labels)
+        texts += here
+        mapping = {"FORMAT": "yolo", "ROOT": str(folder), "IMAGES": ".", "LABELS": str(labels)}
         _add(parts, path, _part(str(folder.relative_to(path))), mapping)
-    longest = max((p["CLASSES"] for p in parts.values()), key=len, default=[])
-    return {name: {**mapping, "CLASSES": longest} for name, mapping in parts.items()}
+    folders = {f: None for p in parts.values() for f in _upwards(Path(p["LABELS"]), path)}
+    names = _class_names(list(folders), texts) if parts else []
+    return {name: {**mapping, "CLASSES": names} for name, mapping in parts.items()}
 
 
-def _class_names(folders: Tuple[Path, ...], texts: List[Path]) -> List[str]:
-    """Names in a file of them, or else the numbers in the text files."""
+def _upwards(folder: Path, top: Path) -> List[Path]:
+    """A folder, the one that it is in, and further ones up to the topmost."""
+    return [folder, folder.parent, *(f for f in folder.parents[1:] if f.is_relative_to(top))]
+
+
+def _class_names(folders: List[Path], texts: List[Path]) -> List[str]:
+    """Names in files of them, or else the numbers in the text files.
+
+    Raises:
+        InputError: two files have other names for a number.
+    """
+    known: Dict[Path, List[str]] = {}
     for file in (folder / name for folder in folders for name in CLASS_FILES):
         if file.is_file():
-            return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+            lines = file.read_text("utf-8").splitlines()
+            known[file] = [line.strip() for line in lines if line.strip()]
+    longest = max(known, key=lambda file: len(known[file]), default=None)
+    for file, names in known.items():
+        if names != known[longest][: len(names)]:
+            raise InputError(
+                f"{file} has {', '.join(names)} but {longest} {', '.join(known[longest])}: make "
+                "them the same, or write a data.yaml"
+            )
+    if longest:
+        return known[longest]
     words = (line.split()[0] for p in texts for line in p.read_text("utf-8").splitlines() if line)
     numbers = [int(word) for word in words if word.isdigit()]
     if not numbers:

@@ -5,13 +5,15 @@ import io
 import json
 import logging
 import math
+import shlex
 import time
 from pathlib import Path
-from typing import Dict, Iterator
+from typing import Dict, Iterator, List
 
 import torch
 import tqdm
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
@@ -35,11 +37,11 @@ class ConsoleTrainer(SSDTrainer):
             print(outcome(self.cfg.OUTPUT_DIR))
         return result
 
-    def build_writers(self):
+    def _main_hooks(self) -> List[HookBase]:
         images = self.checkpointer.identity["images"]
         metric = shown_metric(self.cfg)
         writer = ConsoleWriter(self.max_iter, images / self.cfg.SOLVER.IMS_PER_BATCH, metric)
-        return [*super().build_writers(), writer]
+        return [*super()._main_hooks(), hooks.PeriodicWriter([writer], period=1)]
 
     @classmethod
     def test_averaged(cls, *args) -> Dict:
@@ -115,9 +117,12 @@ def outcome(folder: str) -> str:
             f"best      {told['metric'].split('/')[-1]} {told['value']:.1f}, {told['weights']} "
             f"after iteration {told['iteration'] + 1}: model_best.pth"
         ]
-        if "F1" in told["operating"]:
+        if told["operating"].get("F1"):
             lines.append("threshold " + in_words(told["operating"]))
-    lines.append(f"done      {folder}; try: ssdlite predict {folder} IMAGE --output drawn")
+        elif not told["value"]:
+            lines.append("          no object is found: train longer, and see: ssdlite view DATA")
+    command = f"ssdlite predict {shlex.quote(folder)} IMAGE --output drawn"
+    lines.append(f"done      {folder}; try: {command}")
     return "\n".join(lines)
 
 

@@ -120,6 +120,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
             return
         metric = max(found, key=found.get)
         value, iteration = found[metric]
+        iteration = min(iteration, self.trainer.max_iter - 1)  # after_train counts one more
         if self.best_metric is not None and value <= self.best_metric:
             return
         best = {"metric": metric, "value": value}

@@ -70,7 +70,7 @@ class BoxEvaluator(COCOEvaluator):
             return
         given = found
         if not found:
-            self._logger.warning(
+            self._logger.info(
                 "The model found nothing, so AP is 0.0: train longer, or lower "
                 "MODEL.SSD.POSTPROCESS.SCORE_THRESH"
             )

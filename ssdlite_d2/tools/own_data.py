@@ -181,7 +181,8 @@ def _settle_classes(train: Part, val: Part):
         classes = [name for name in known if train.boxes[name]]
         keys = {"CLASSES": classes, "OTHER_CLASSES": "drop"}
     others = [name for name in val.boxes if name not in classes]
-    notes = [f"left out: class {name}, without a box to train on" for name in unused]
+    notes = ["no classes.txt: classes are called by their numbers"] if _numbered(known) else []
+    notes += [f"left out: class {name}, without a box to train on" for name in unused]
     notes += [
         f"left out: class {name} of the images to evaluate on"
         for name in others
@@ -189,6 +190,10 @@ def _settle_classes(train: Part, val: Part):
     ]
     train, val = (part._replace(mapping={**part.mapping, **keys}) for part in (train, val))
     return train, val, notes
+
+
+def _numbered(names: List[str]) -> bool:
+    return names == [str(number) for number in range(len(names))]
 
 
 def _describe(

@@ -52,7 +52,7 @@ def test_a_model_that_finds_nothing_has_an_ap_of_zero(
     if not fast:
         monkeypatch.setattr(coco, "faster_coco_eval", None)
     nothing = [(record, {"instances": output["instances"][:0]}) for record, output in detections]
-    with caplog.at_level("WARNING", logger="ssdlite_d2"):
+    with caplog.at_level("INFO", logger="ssdlite_d2"):
         found = evaluated(tmp_path, nothing)
     assert found["AP"] == found["AP50"] == found["AP-RBC"] == 0.0
     assert "found nothing, so AP is 0.0" in caplog.text

@@ -57,8 +57,19 @@ def test_training_is_short_on_the_console_and_whole_in_the_log(trained):
     for word in ("data", "train", "evaluate", "classes", "config", "model", "schedule", "output"):
         assert word in starts, done.stdout
     assert "18 iterations of 2 images" in done.stdout and "evaluated every 9" in done.stdout
-    assert sum(" AP " in line for line in lines) >= 1
-    for words in ("not found in the checkpoint", "FutureWarning", "CUDA_HOME", "Traceback"):
+    progress = [line.split("iteration ")[1] for line in lines if line.startswith("epoch")]
+    done_at = [int(text.split("/")[0]) for text in progress]
+    assert done_at == sorted(set(done_at)) and done_at[-1] == 18
+    assert [n for n, text in zip(done_at, progress) if " AP " in text] == [9, 18]
+    assert json.loads((folder / "best.json").read_text())["iteration"] in (8, 17)
+    for words in (
+        "in the checkpoint",
+        "not used by the model",
+        "found nothing",
+        "FutureWarning",
+        "CUDA_HOME",
+        "Traceback",
+    ):
         assert words not in done.stdout + done.stderr
     log = (folder / "log.txt").read_text()
     for words in (

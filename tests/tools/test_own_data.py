@@ -213,10 +213,22 @@ def test_overrides_and_models_are_in_the_config(records, tmp_path):
     assert cfg.SOLVER.MAX_ITER == 1001 and cfg.MODEL.SSD.ASSIGNER.WARMUP_ITERS == 200
 
 
+def test_classes_without_names_are_called_by_numbers(records, tmp_path, capsys):
+    write_yolo(records, tmp_path / "data", tmp_path / "data")
+    write_own_config(str(tmp_path / "data"), str(tmp_path / "out"))
+    assert "no classes.txt: classes are called by their numbers" in capsys.readouterr().out
+    cfg = load_config(str(tmp_path / "out" / "train.yaml"))
+    assert cfg.DATASETS.REGISTER[0]["CLASSES"] == ["0", "1", "2"]
+
+
 def test_what_is_no_data_is_named(records, tmp_path):
     empty, only_val, twice = (tmp_path / name for name in ("empty", "only", "twice"))
     empty.mkdir()
     write_yolo(records, only_val / "valid" / "images", only_val / "valid" / "labels")
+    orders = tmp_path / "orders"
+    for name, classes in (("train", "Platelets\nRBC\nWBC\n"), ("val", "RBC\nPlatelets\n")):
+        write_yolo(records, orders / name / "images", orders / name / "labels")
+        (orders / name / "labels" / "classes.txt").write_text(classes)
     for name in ("a", "b"):
         write_coco(records, twice / f"{name}.json", twice)
     lost = twice / "lost" / "x.json"
@@ -230,6 +242,7 @@ def test_what_is_no_data_is_named(records, tmp_path):
         only_val: "no part called train",
         twice: "two sets of annotations",
         lost: "gone.jpg",
+        orders: "classes.txt has RBC, Platelets but",
     }
     for path, words in cases.items():
         with pytest.raises(InputError) as error:
