@@ -7,7 +7,8 @@
 # make fuzz    damaged data sets and configs; COUNT=2000 SEED=0
 # make docs    the site, in build/site; broken links are errors
 # make docs-images  the images in docs, by the commands that stand beside them
-# make check-docs   runs the commands of README and docs, and the notebook
+# make notebook   runs docs/your_data.ipynb, with two iterations
+# make check-docs   the same, and the commands of README and docs
 # make dist    wheel and source archive, in dist
 #
 # DETECTRON2=official builds Detectron2 from its own repository (network and compiler needed).
@@ -123,10 +124,12 @@ docs: .cache/mkdocs/ready
 	$(PYTHON) docs/make_keys.py --check
 	.cache/mkdocs/bin/mkdocs build --strict
 
-.PHONY: check-docs
-check-docs: .venv/ready
-	$(python) tests/readme_commands.py
+.PHONY: notebook check-docs
+notebook: .venv/ready
 	$(python) tests/run_notebook.py docs/your_data.ipynb
+
+check-docs: notebook
+	$(python) tests/readme_commands.py
 
 # Of the demo's model, and of one of BCCD, which is trained where it is missing; needs Chromium.
 bccd := output/ssdlite_mnv2_bccd

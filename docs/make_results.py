@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PAGES = [HERE.parent / "README.md", HERE / "results.md"]
 START, END = "<!-- made by docs/make_results.py -->\n", "<!-- end -->"
-HEAD = "| config | data | AP | AP50 | F1 | trained | evaluated on | at commit, seed |\n"
+HEAD = "| config | data | AP | AP50 | F1 | trained | evaluated on | at commit: seeds |\n"
 HEAD += 8 * "|---" + "|\n"
 
 
@@ -30,20 +30,24 @@ def read_results(folder: Path):
 
 def row(name: str, runs) -> str:
     """The row of a config's runs."""
+    runs = sorted(runs, key=lambda run: run["made_with"]["seed"])
     made = [run["made_with"] for run in runs]
     (data,) = {key for run in runs for key in run if key != "made_with"}
     solver = made[0]["config"]["SOLVER"]
 
     def figure(task, metric):
-        values = [run[data][task][metric] for run in runs]
+        # of the averaged weights where a training has evaluated both
+        values = [run[data].get(f"{task}_EMA", run[data][task])[metric] for run in runs]
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.1f}{spread}"
 
     figures = (figure("bbox", "AP"), figure("bbox", "AP50"), figure("operating", "F1"))
-    origin = ", ".join(sorted({m["commit"].removesuffix("-dirty")[:7] for m in made}))
-    seeds = ", ".join(str(m["seed"]) for m in made)
+    seeds = defaultdict(list)
+    for m in made:
+        seeds[m["commit"].removesuffix("-dirty")[:7]].append(str(m["seed"]))
+    origin = "; ".join(f"{commit}: {', '.join(of)}" for commit, of in seeds.items())
     trained = f"{solver['MAX_ITER']} iterations of {solver['IMS_PER_BATCH']}"
-    cells = (f"`{name}.yaml`", data, *figures, trained, made[0]["hardware"], f"{origin}, {seeds}")
+    cells = (f"`{name}.yaml`", data, *figures, trained, made[0]["hardware"], origin)
     return f"| {' | '.join(cells)} |\n"
 
 

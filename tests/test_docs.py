@@ -213,14 +213,15 @@ def test_example_of_a_part_trains():
 def rows(page):
     """Cells of the table rows of a page that begin with a config."""
     found = re.findall(r"^\| `([\w/]+\.yaml)` \| (.*) \|$", (ROOT / page).read_text(), re.M)
-    return {name: rest.split(" | ") for name, rest in found if len(rest.split(" | ")) > 3}
+    return {name: rest.split(" | ") for name, rest in found if len(rest.split(" | ")) in (4, 5)}
 
 
 def test_tables_of_the_zoo_agree_and_analyze_prints_them(monkeypatch, capsys):
     short, long = rows("README.md"), rows("docs/model-zoo.md")
     assert len(long) == 18
     for name, (published, parameters, madds, _, source) in long.items():
-        assert short[name] == [published, parameters, madds, source]
+        assert short.pop(name, None) in (None, [published, parameters, madds, source])
+    assert not short
     name = "ssdlite_mnv2.yaml"
     monkeypatch.setattr(sys, "argv", ["analyze", "--config-file", f"configs/{name}"])
     main()
