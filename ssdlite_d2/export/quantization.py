@@ -89,6 +89,29 @@ class OnnxQuantizer:
         )
 
 
+def shorten_names(path: Path) -> None:
+    """Number the tensors and nodes of an ONNX file, but for its inputs and outputs.
+
+    Names are 7 % of the quantized PAN: every weight's name stands in four places. A model with a
+    graph in a node, which may use any of them, stays as it is.
+    """
+    import onnx
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    if any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
+        return
+    names = {"": "", **{value.name: value.name for value in (*graph.input, *graph.output)}}
+    for tensor in graph.initializer:
+        tensor.name = names.setdefault(tensor.name, f"{len(names)}")
+    for node in graph.node:
+        node.name = ""
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.setdefault(name, f"{len(names)}") for name in tensors]
+    del graph.value_info[:]
+    onnx.save(model, str(path))
+
+
 class _Reader:
     """Calibration images as onnxruntime asks for them."""
 
@@ -200,6 +223,8 @@ def quantize(cfg: CfgNode, model: SSD, folder: Path, spec: Spec, options: Export
         quantizer = QUANTIZERS[options.format](path, prepared, Path(work), model)
         groups = layer_groups(quantizer.convolutions(), trunk_prefix(model))
         kept = fit_budget(quantizer, trial, path, options.ap_budget, groups)
+    if isinstance(quantizer, OnnxQuantizer):
+        shorten_names(path)
     return {
         "calibration": name,
         "images": len(records),

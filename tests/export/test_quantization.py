@@ -4,9 +4,11 @@ import collections
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import openvino
 import pytest
@@ -18,7 +20,12 @@ from ssdlite_d2.export.bundled.detector import Detector
 from ssdlite_d2.export.layouts import finish_frigate
 from ssdlite_d2.export.litert import convolution_names
 from ssdlite_d2.export.parity import match, raw_outputs
-from ssdlite_d2.export.quantization import OnnxQuantizer, fit_budget, layer_groups
+from ssdlite_d2.export.quantization import (
+    OnnxQuantizer,
+    fit_budget,
+    layer_groups,
+    shorten_names,
+)
 from ssdlite_d2.export.spec import Spec
 from ssdlite_d2.modeling.backbone import trunk_prefix
 from ssdlite_d2.modeling.inference.rounding import round_convolutions
@@ -82,11 +89,37 @@ def test_no_float_activation_is_left_between_convolutions(bundles, tmp_path):
 
 def test_weights_are_quantized_per_channel(bundles):
     graph = onnx.load(str(bundles / "int8" / "model.onnx")).graph
-    scales = {x.name: x.dims for x in graph.initializer if x.name.endswith("_scale")}
-    weights = {x.name: x.dims for x in graph.initializer if x.name.endswith("weight_quantized")}
+    shapes = {x.name: list(x.dims) for x in graph.initializer}
+    weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in shapes]
     assert len(weights) > 80
-    for name, dims in weights.items():
-        assert list(scales[name.replace("_quantized", "_scale")]) == [dims[0]]
+    for values, scale, _ in (node.input for node in weights):
+        assert shapes[scale] == shapes[values][:1]
+
+
+def test_names_are_numbers_and_the_outputs_the_same(bundles, tmp_path):
+    model = shutil.copy(bundles / "fp32" / "model.onnx", tmp_path)
+    shorten_names(Path(model))
+    graph = onnx.load(model).graph
+    assert all(x.name.isdigit() for x in graph.initializer) and not graph.value_info
+    image = read_all()[:1]
+    feed = {"image": Detector(bundles / "fp32").prepare(image)}
+    outputs = [
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, feed)
+        for path in (bundles / "fp32" / "model.onnx", model)
+    ]
+    assert all(map(np.array_equal, *outputs))
+
+
+def test_a_graph_inside_a_node_keeps_all_names(tmp_path):
+    branch = onnx.parser.parse_graph("b () => (float[1] y) { y = Neg(x) }")
+    text = '<ir_version: 8, opset_import: ["": 17]> g (bool c, float[1] x) => (float[1] z) {}'
+    model = onnx.parser.parse_model(text)
+    choice = onnx.helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
+    model.graph.node.append(choice)
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    before = (tmp_path / "m.onnx").read_bytes()
+    shorten_names(tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() == before
 
 
 def test_openvino_computes_convolutions_in_int8(all_bundles):
