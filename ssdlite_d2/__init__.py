@@ -14,9 +14,10 @@ A trained model finds named boxes in three lines:
     found = model.predict("image.jpg", score_threshold=0.5)  # pred_boxes, scores, class_names
 """
 
+import sys
 import warnings
 
-from .interrupts import ended_without_traceback
+from .interrupts import ended_without_traceback, is_program
 
 with warnings.catch_warnings(), ended_without_traceback():
     # Detectron2 does what newer versions of PyTorch advise against
@@ -24,11 +25,13 @@ with warnings.catch_warnings(), ended_without_traceback():
     try:
         import detectron2  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            "ssdlite_d2 needs Detectron2, which has no release on the package index. In a checkout "
-            "of ssdlite_d2 run 'make setup', or see "
-            "https://detectron2.readthedocs.io/tutorials/install.html"
-        ) from error
+        message = (
+            f"ssdlite_d2 needs Detectron2 ({error}), which has no release on the package index: in "
+            "a checkout of ssdlite_d2 run 'make setup', or see docs/getting-started.md"
+        )
+        if is_program():
+            sys.exit(f"error: {message}")
+        raise ImportError(message) from error
     from . import checkpoint, data, modeling  # noqa: F401  registration by import
 
 from .config import add_ssd_config, get_config_file, load_config

@@ -24,7 +24,7 @@ KINDS = {
     list: "a list",
     str: "a text",
     int: "a whole number",
-    float: "a number with a point",
+    float: "a number",
     bool: "True or False",
     type(None): "None",
 }
@@ -57,6 +57,8 @@ def find_config(config_file: str) -> str:
     """
     if Path(config_file).is_file():
         return config_file
+    if Path(config_file).is_dir():
+        raise InputError(f"{config_file} is a folder; --config-file is a YAML file")
     return get_config_file(config_file.removeprefix("configs/"))
 
 
@@ -154,6 +156,7 @@ def _merge(cfg: CN, source: str, key: str, value: Any) -> None:
         parent, current = current, current[name]
     try:
         value = CN._decode_cfg_value(value)  # texts that are literals, such as "(1, 2)"
+        value = float(value) if type(value) is int and type(current) is float else value
     except Exception as error:  # literals raise some kinds more than expected there
         raise InputError(f"{source}: {key} is {reprlib.repr(value)}: {error}") from error
     kinds = {type(value), type(current)}
@@ -173,9 +176,7 @@ def _expected(value: Any, current: Any) -> str:
     if isinstance(current, CN):
         return "it has keys of its own"
     example = reprlib.repr(current)
-    if isinstance(current, float) and type(value) is int:
-        example = f"{reprlib.repr(value)}.0"
-    elif isinstance(current, (tuple, list)) and isinstance(value, (str, int, float)):
+    if isinstance(current, (tuple, list)) and isinstance(value, (str, int, float)):
         value = value.strip("()[] ") if isinstance(value, str) else value
         alike = len({type(item) for item in (value, *current)}) == 1
         example = reprlib.repr(type(current)([value] * (len(current) if alike and current else 1)))

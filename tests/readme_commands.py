@@ -25,7 +25,7 @@ from ssdlite_d2 import load_config  # noqa: E402
 from ssdlite_d2.data import register_datasets  # noqa: E402
 
 LEFT_OUT = {
-    r"make |pip ": "sets up the machine",
+    r"make |pip |python3 -m venv|env/bin/": "sets up the machine",
     r".*neon_trees\.py --wheel": "needs a download",
     r".*--num-(gpus|machines)|torchrun|srun": "needs GPUs",
     r".*(voc0712|ssd300|mb1-ssd|mb1)\.pth": "needs weights of other projects",

@@ -53,7 +53,8 @@ def test_of_two_units_the_one_set_last_holds(tmp_path):
     (tmp_path / "mine.yaml").write_text("_BASE_: Base-Own.yaml\nSOLVER: {MAX_ITER: 40}\n")
     cfg = load_config(str(tmp_path / "mine.yaml"), ["TEST.EVALUATIONS", 4])
     assert (cfg.SOLVER.EPOCHS, cfg.TEST.EVALUATIONS) == (0.0, 4)
-    assert load_config(str(tmp_path / "mine.yaml"), ["SOLVER.EPOCHS", 2.0]).SOLVER.EPOCHS == 2
+    epochs = load_config(str(tmp_path / "mine.yaml"), ["SOLVER.EPOCHS", "2"]).SOLVER.EPOCHS
+    assert epochs == 2 and isinstance(epochs, float)  # whole numbers are numbers
 
 
 def test_overrides_come_last():
@@ -120,7 +121,8 @@ def test_mistakes_in_files_are_named(tmp_path, text, words):
         (["DATASETS.TRAIN", "mine"], "is 'mine'; it must be a tuple such as ('mine',)"),
         (["DATASETS.TRAIN", "(mine)"], "it must be a tuple such as ('mine',)"),
         (["DATASETS.TRAIN", "{[]: 1}"], "DATASETS.TRAIN is '{[]: 1}'"),
-        (["SOLVER.BASE_LR", "1"], "must be a number with a point such as 1.0"),
+        (["SOLVER.BASE_LR", "fast"], "must be a number such as 0.08"),
+        (["SOLVER.BASE_LR", "1" * 999], "int too large to convert to float"),
         (["SOLVER.MAX_ITER", "1.5"], "must be a whole number such as 200000"),
     ],
 )

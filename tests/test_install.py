@@ -50,6 +50,14 @@ def test_program_runs(installed):
     assert done.returncode == 0 and "Base-Own.yaml" in done.stdout, done.stderr
 
 
+def test_without_detectron2_a_line_says_so(installed, tmp_path):
+    (tmp_path / "detectron2.py").write_text("raise ImportError('no Detectron2')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[0] = 'ssdlite'; "
+    done = python(installed, "-c", code + "import ssdlite_d2.tools.cli")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ssdlite_d2 needs Detectron2 (no Detectron2)")
+
+
 def test_demo_runs(installed):
     done = python(installed, "-m", "ssdlite_d2.tools.demo", "--help")
     assert done.returncode == 0, done.stderr

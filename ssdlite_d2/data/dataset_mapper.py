@@ -116,7 +116,8 @@ class SSDDatasetMapper:
                 break
             except InputError as error:
                 if self.on_skip is None:
-                    raise
+                    hint = "; INPUT.ON_BAD_IMAGE skip leaves it out" if self.is_train else ""
+                    raise InputError(f"{error}{hint}") from error
                 self.on_skip(dataset_dict["file_name"], str(error))
                 # from the generator that a sample's other draws come from: a resumed run draws the
                 # same, which Detectron2's MapDataset, for samples that are None, would not

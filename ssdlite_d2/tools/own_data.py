@@ -16,6 +16,7 @@ from ..data.datasets.annotations import Problem, Problems
 from ..data.datasets.entry import Entry
 from ..data.layouts import Layout, Mapping, find_layout
 from ..diagnostics.defects import check_boxes
+from ..engine.config_checks import check_config
 from ..errors import InputError
 from ..files import write_atomically
 
@@ -70,14 +71,16 @@ def write_own_config(
         InputError: the data, the model or an override is wrong.
     """
     content = _base(model)
-    load_config(content["_BASE_"], opts)  # errors of the command line
+    keys = [*_pairs({k: v for k, v in content.items() if k != "_BASE_"}), *opts]
+    check_config(load_config(content["_BASE_"], keys))  # errors of the command line
     folder = Path(output).resolve()
     layout = find_layout(Path(data).expanduser())
     train = load_part({"NAME": "own_train", **layout.train})
-    aside = ""
+    lists, aside = [], ""
     if layout.val is None:
-        train, val = _set_aside(train, folder)
-        aside = f", set aside: {folder / 'val.txt'}"
+        lists = [folder / "train.txt", folder / "val.txt"]
+        train, val = _set_aside(train, *lists)
+        aside = f", set aside: {lists[1]}"
     else:
         val = load_part({"NAME": "own_val", **layout.val})
     train, val, notes = _settle_classes(train, val)
@@ -95,6 +98,8 @@ def write_own_config(
         node, _, other = INSTEAD_OF.get(key, "").partition(".")
         if node and f"{node}.{other}" not in opts:
             content[node].pop(other, None)
+    for file, part in zip(lists, (train, val)):  # now that nothing is wrong
+        _write(file, "".join(f"{name}\n" for name in _names(part)))
     text = yaml.dump(content, Dumper=Plain, allow_unicode=True, sort_keys=False)
     _write(folder / CONFIG, f"# Written by: ssdlite train {data!r}\n{text}")
     _describe(data, layout, train, val, aside, notes, folder / CONFIG)
@@ -109,10 +114,18 @@ def load_part(mapping: Mapping) -> Part:
     entry = Entry.parse(mapping)
     problems = Problems(entry.name)
     records = entry.records(problems)
-    names = entry.find_classes()
-    boxes = Counter(names[a["category_id"]] for r in records for a in r["annotations"])
     found = [problem for record in records for problem in check_boxes(record)]
-    return Part(mapping, records, boxes, problems.found + found)
+    return Part(mapping, records, _count(entry, records), problems.found + found)
+
+
+def _count(entry: Entry, records: List[Dict]) -> Counter:
+    names = entry.find_classes()
+    return Counter(names[a["category_id"]] for r in records for a in r["annotations"])
+
+
+def _names(part: Part) -> List[str]:
+    """What LIST calls the images of a part."""
+    return sorted(map(Entry.parse(part.mapping).path_in_root, part.records))
 
 
 def _base(model: Optional[str]) -> Dict[str, Any]:
@@ -136,6 +149,15 @@ def _merge(content: Dict, more: Dict) -> None:
             content[key] = value
 
 
+def _pairs(content: Dict, prefix: str = "") -> List[Any]:
+    """Nested mappings as full keys and their values, alternating."""
+    pairs = []
+    for key, value in content.items():
+        more = isinstance(value, dict)
+        pairs += _pairs(value, f"{prefix}{key}.") if more else [f"{prefix}{key}", value]
+    return pairs
+
+
 def _set(content: Dict, key: str, value: Any) -> None:
     """Set a key such as SOLVER.BASE_LR in nested mappings."""
     *nodes, last = key.split(".")
@@ -148,24 +170,25 @@ def _set(content: Dict, key: str, value: Any) -> None:
     content[last] = list(value) if isinstance(value, tuple) else value
 
 
-def _set_aside(whole: Part, folder: Path) -> List[Part]:
-    """A training and an evaluation part of a set, by lists in a folder."""
-    entry = Entry.parse(whole.mapping)
-    names = sorted(map(entry.path_in_root, whole.records))
+def _set_aside(whole: Part, train: Path, kept: Path) -> List[Part]:
+    """A training and an evaluation part of a set.
+
+    Args:
+        train, kept: files that are to list them. What the second one lists already stays there.
+    """
+    entry, names = Entry.parse(whole.mapping), _names(whole)
     if len(names) < 2:
         raise InputError(
             f"{entry.root} has {len(names)} image; some to train on and one to test on are needed"
         )
-    kept = folder / "val.txt"
     val = set(kept.read_text("utf-8").split("\n")) & set(names) if kept.is_file() else set()
     if not 0 < len(val) < len(names):
         val = set(random.Random(0).sample(names, max(1, round(SET_ASIDE * len(names)))))
     parts = []
-    for part, chosen in (("train", set(names) - val), ("val", val)):
-        file = folder / f"{part}.txt"
-        _write(file, "\n".join(sorted(chosen)) + "\n")
-        keys = {**whole.mapping, "NAME": f"own_{part}", "LIST": str(file)}
-        parts.append(load_part(keys))
+    for file, is_val in ((train, False), (kept, True)):
+        records = [r for r in whole.records if (entry.path_in_root(r) in val) == is_val]
+        mapping = {**whole.mapping, "NAME": f"own_{file.stem}", "LIST": str(file)}
+        parts.append(Part(mapping, records, _count(entry, records), whole.problems))
     return parts
 
 

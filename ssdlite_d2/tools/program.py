@@ -57,13 +57,14 @@ def one_line_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def program(level: int = logging.WARNING) -> Iterator[None]:
-    """``one_line_errors``, with logging from a level on.
+    """``one_line_errors``, with the package's logging from a level on, and its libraries' warnings.
 
     What the terminal's encoding lacks, and names of files that are no text, are printed escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
     for name in ("fvcore", "detectron2", "ssdlite_d2"):
-        setup_logger(name=name).setLevel(level)
+        least = level if name == "ssdlite_d2" else logging.WARNING
+        setup_logger(name=name).setLevel(max(level, least))
     with one_line_errors():
         yield

@@ -79,7 +79,7 @@ def test_which_boxes_stay(box, kept):
 
 def test_bad_images_are_named(record, tmp_path):
     mapper = SSDDatasetMapper(bare_config(), True)
-    with pytest.raises(InputError, match="gone.jpg cannot be read: No such file"):
+    with pytest.raises(InputError, match="gone.jpg cannot be read: No such file.*BAD_IMAGE skip"):
         mapper({**record, "file_name": str(tmp_path / "gone.jpg")})
     for name, content in (("text.jpg", b"hello"), ("empty.jpg", b"")):
         (tmp_path / name).write_bytes(content)

@@ -245,6 +245,7 @@ def test_mistakes_are_one_line(trained, tmp_path):
         (["train", *config, "INPUT.SIZE", 320], ["a tuple such as (320, 320)"]),
         (["train", *config, "DATASETS.TRAIN", "own_train"], ["such as ('own_train',)"]),
         (["train", *config, "SOLVER.BASE_LRS", 1.0], ["did you mean SOLVER.BASE_LR"]),
+        (["train", "--config-file", tmp_path], [f"{tmp_path} is a folder"]),
         (["train", "--config-file", files["tab"]], ["tab.yaml, line 2: a tab"]),
         (["train", "--config-file", files["lost"]], ["lost.yaml: _BASE_ ssdlite_mnv.yaml is not"]),
         (["train", "--config-file", files["bare"]], ["_BASE_: ssdlite_mnv2.yaml"]),

@@ -236,7 +236,11 @@ def test_what_is_no_data_is_named(records, tmp_path):
     lost.write_text(
         json.dumps({"images": [{"file_name": "gone.jpg"}], "annotations": [], "categories": []})
     )
+    write_coco(records, tmp_path / "bare" / "a.json", tmp_path / "bare")
+    content = json.loads((tmp_path / "bare" / "a.json").read_text())
+    (tmp_path / "bare" / "a.json").write_text(json.dumps({**content, "annotations": []}))
     cases = {
+        tmp_path / "bare": "no image to train on has a box",
         tmp_path / "no": "does not exist",
         empty: "no annotations of a known format",
         only_val: "no part called train",
@@ -248,5 +252,13 @@ def test_what_is_no_data_is_named(records, tmp_path):
         with pytest.raises(InputError) as error:
             write_own_config(str(path), str(tmp_path / "out"))
         assert words in str(error.value) and str(path) in str(error.value)
-    with pytest.raises(InputError, match="the command line: .*did you mean SOLVER.BASE_LR"):
-        write_own_config(str(twice / "a.json"), str(tmp_path / "out"), None, ["SOLVER.BASE_L", 1])
+    for model, key, value, words in (
+        (None, "SOLVER.BASE_L", 1, "the command line: .*did you mean SOLVER.BASE_LR"),
+        ("ssdlite_mnv2", "MODEL.DEVICE", "gpu", "MODEL.DEVICE is 'gpu'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            write_own_config(str(twice / "a.json"), str(tmp_path / "out"), model, [key, value])
+    assert not (tmp_path / "out").exists()
+    write_own_config(  # which is good for the recipe, though not for the model alone
+        str(twice / "a.json"), str(tmp_path / "out"), "ssdlite_mnv2", ["SOLVER.PATIENCE", 4]
+    )
