@@ -34,7 +34,7 @@ setup(
     package_data={
         "ssdlite_d2.configs": ["*.yaml", "*/*.yaml"],
         "ssdlite_d2.tools.report": ["*.css", "*.js"],
-        "ssdlite_d2.export.bundled": ["web/*"],
+        "ssdlite_d2.export.bundled": ["web/*", "detect.cpp"],
     },
     entry_points={"console_scripts": ["ssdlite = ssdlite_d2.tools.cli:main"]},
     # Detectron2 has no release on the package index: see README.md, "Install".

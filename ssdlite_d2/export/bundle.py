@@ -31,6 +31,7 @@ from .web import write_page
 logger = logging.getLogger(__name__)
 
 PROGRAMS = ("predict.py", "detector.py", "drawing.py", "runtimes.py")
+CPP = "detect.cpp"
 
 
 def export_bundle(
@@ -211,7 +212,7 @@ def write_texts(folder: Path, spec: Spec, cfg: CfgNode) -> None:
     (folder / "labels.txt").write_text("\n".join(spec.classes) + "\n", "utf-8")
     (folder / "requirements.txt").write_text(requirements(spec))
     (folder / "config.yaml").write_text(cfg.dump(), "utf-8")
-    for name in PROGRAMS:
+    for name in (*PROGRAMS, CPP) if spec.runs_in_cpp() else PROGRAMS:
         shutil.copyfile(Path(__file__).parent / "bundled" / name, folder / name)
     spec.files = [*files_of(folder), "model.json"]
     (folder / "model.json").write_text(json.dumps(spec.values(), indent=1) + "\n")

@@ -55,6 +55,11 @@ class Spec:
         """JSON values by name."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
+    def runs_in_cpp(self) -> bool:
+        """Whether the bundle's program in C++ can run the model."""
+        plain = self.input["batch"] == 1 and self.input["resize"] == "before"
+        return self.format == "openvino" and self.layout == "anchors" and plain
+
     def measure(self, folder: Path, files: Sequence[Path]) -> None:
         """Take in digests and sizes of the model's files in a bundle's folder."""
         for path in files:

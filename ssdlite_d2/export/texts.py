@@ -50,7 +50,7 @@ the model.
 {outputs}
 
 {after} {shown}
-{frigate}
+{more}
 ## Accuracy
 
 {accuracy}
@@ -96,7 +96,13 @@ def readme(spec: Spec, report: Dict, example: Optional[str]) -> str:
         if inside
         else AFTER.format(**spec.detections, group=group),
         shown=shown(spec),
-        frigate=FRIGATE if spec.layout == "frigate" else WEB if spec.format == "web" else "",
+        more=FRIGATE
+        if spec.layout == "frigate"
+        else WEB
+        if spec.format == "web"
+        else CPP
+        if spec.runs_in_cpp()
+        else "",
         accuracy=accuracy(report),
         commit=spec.source["commit"],
     )
@@ -116,6 +122,10 @@ that sends no `Cross-Origin-Opener-Policy: same-origin` and `Cross-Origin-Embedd
 require-corp` leaves WebAssembly one thread. The camera needs https or localhost. The address takes
 `?device=wasm`, `?device=webgpu` and `?threads=2`. `detect.js` is a module that other pages can
 import, too.
+"""
+
+CPP = """
+C++: `detect.cpp` detects on an image as `predict.py` does; its first lines say how to compile it.
 """
 
 
