@@ -10,9 +10,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,7 +138,23 @@ def run_line(line: str, folder: Path) -> None:
         return
     if re.search(r"ssdlite train |train_net\.py (?!.*--eval-only)", line):
         line = re.sub(r"SOLVER\.EPOCHS \d+", "", line) + " SOLVER.MAX_ITER 2"
-    run(["bash", "-c", line], folder)
+    if line.endswith("serve.py"):
+        run_server(line, folder)
+    else:
+        run(["bash", "-c", line], folder)
+
+
+def run_server(command, folder: Path) -> None:
+    """Start a server, get the page whose address it prints, and stop it as Ctrl-C does."""
+    print("$", command, flush=True)
+    server = subprocess.Popen(command.split(), cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        with urllib.request.urlopen(server.stdout.readline().strip(), timeout=20) as answer:
+            assert b"<html" in answer.read()
+    finally:
+        server.send_signal(signal.SIGINT)
+    if server.wait(20):
+        sys.exit(f"error: status {server.returncode}")
 
 
 def run(command, folder: Path) -> None:
