@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import shlex
-import time
 from pathlib import Path
 from typing import Dict, Iterator, List
 
@@ -18,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..evaluation.operating import RATES
+from ..evaluation.report import in_tables
 from .hooks import metric_of, of_average
 from .trainer import SSDTrainer
 
@@ -27,7 +27,10 @@ LINES = 20  # of progress, besides one per evaluation
 
 
 class ConsoleTrainer(SSDTrainer):
-    """SSDTrainer with a screen of facts, a line per evaluation or epoch, and a progress bar."""
+    """SSDTrainer with a screen of facts, a line per evaluation or epoch, and a progress bar.
+
+    Of an evaluation alone it prints the tables.
+    """
 
     def train(self):
         if comm.is_main_process():
@@ -36,6 +39,13 @@ class ConsoleTrainer(SSDTrainer):
         if comm.is_main_process():
             print(outcome(self.cfg.OUTPUT_DIR))
         return result
+
+    @classmethod
+    def evaluate_only(cls, cfg: CfgNode, resume: bool = False) -> Dict:
+        results = super().evaluate_only(cfg, resume)
+        if comm.is_main_process() and results:
+            print(in_tables(results, cfg.DATASETS.TEST))
+        return results
 
     def _main_hooks(self) -> List[HookBase]:
         images = self.checkpointer.identity["images"]
@@ -60,7 +70,7 @@ class ConsoleWriter(EventWriter):
         """
         self._iterations, self._per_epoch, self._metric = iterations, per_epoch, metric
         self._step = max(per_epoch, iterations / LINES)
-        self._next, self._evaluated, self._start = self._step, -1, time.perf_counter()
+        self._next, self._evaluated = self._step, -1
         self._bar = tqdm.tqdm(total=iterations, disable=None, leave=False, unit="it")
 
     def write(self) -> None:
@@ -76,15 +86,16 @@ class ConsoleWriter(EventWriter):
             return
         self._next = self._step * (math.floor(done / self._step) + 1)
         text = f"epoch {done / self._per_epoch:5.1f}  iteration {done}/{self._iterations}"
-        text += f"  loss {loss:.2f}  {self._left(latest, done)}"
+        text += f"  loss {loss:.2f}  {self._left(done)}"
         if at != self._evaluated:
             text += f"  AP {result:.1f}"
         self._evaluated = at
         tqdm.tqdm.write(text)
 
-    def _left(self, latest: Dict, done: int) -> str:
-        seconds = latest["time"][0] * (self._iterations - done) if "time" in latest else 0
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02} left"
+    def _left(self, done: int) -> str:
+        times = get_event_storage().histories().get("time")  # not of the first iterations
+        seconds = int(times.median(20) * (self._iterations - done)) if times else 0
+        return f"{seconds // 60}:{seconds % 60:02} left"
 
     def close(self) -> None:
         self._bar.close()

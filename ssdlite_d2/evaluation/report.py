@@ -52,7 +52,7 @@ def report_results(
             is null.
         made_with: facts that the file has under that name.
     """
-    nested = results if _has_datasets(results) else {names[0]: results}
+    nested = _nested(results, names)
     for name, tasks in nested.items():
         logger.info(f"Results on {name}:\n{_tables(tasks)}")
         averaged = {task: metrics for task, metrics in tasks.items() if task.endswith("_EMA")}
@@ -62,6 +62,16 @@ def report_results(
     with open(os.path.join(folder, "results.json"), "w") as out:
         facts = {} if made_with is None else {"made_with": made_with}
         json.dump({**_finite(nested), **facts}, out, indent=1)
+
+
+def in_tables(results: Dict, names: Sequence[str]) -> str:
+    """Results, as ``report_results`` takes them, for people."""
+    nested = _nested(results, names)
+    return "\n\n".join(f"{name}\n\n{_tables(tasks)}" for name, tasks in nested.items())
+
+
+def _nested(results: Dict, names: Sequence[str]) -> Dict:
+    return results if _has_datasets(results) else {names[0]: results}
 
 
 def _tables(tasks: Dict[str, Dict[str, float]]) -> str:

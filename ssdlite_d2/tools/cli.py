@@ -65,11 +65,10 @@ def expand(command: Command, words: List[str]) -> List[str]:
     if not command.first or not words or words[0].startswith("-"):
         return [*command.before, *words]
     if command.first == "DATA" and not Path(words[0], "config.yaml").is_file():
-        from .own_data import write_own_config
+        from .own_data import output_of, write_own_config
 
         flags, pairs = split_options(words[1:])
-        output = Path("output", Path(words[0]).resolve().stem)
-        config = write_own_config(words[0], str(output), opts=pairs)
+        config = write_own_config(words[0], output_of(words[0]), opts=pairs)
         return ["--config-file", config, *flags, *pairs]
     from ..loading import find_model
 

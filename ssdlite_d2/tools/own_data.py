@@ -35,6 +35,12 @@ class Plain(yaml.SafeDumper):
         return True
 
 
+def output_of(data: str) -> str:
+    """The output folder of a training on a folder or annotation file, where none is given."""
+    path = Path(data).resolve()
+    return str(Path("output", path.name if path.is_dir() else path.stem))
+
+
 class Part(NamedTuple):
     """A loaded data set.
 

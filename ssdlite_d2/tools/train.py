@@ -7,7 +7,6 @@ ssdlite train --config-file FILE [KEY VALUE ...]
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import List, Type
 
 import torch
@@ -20,7 +19,7 @@ from ..engine import SSDTrainer, run_main, setup
 from ..engine.console import ConsoleTrainer
 from ..errors import InputError
 from ..evaluation.report import judge_fit
-from .own_data import write_own_config
+from .own_data import output_of, write_own_config
 from .program import one_line_errors, split_options
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,9 @@ def train_or_evaluate(args: argparse.Namespace, trainer_class: Type[SSDTrainer] 
         if comm.is_main_process():
             if on_train:
                 pair = (results[names[0]] for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
-                logger.info(judge_fit(*(tasks["bbox"]["AP50"] for tasks in pair)))
+                verdict = judge_fit(*(tasks["bbox"]["AP50"] for tasks in pair))
+                logger.info(verdict)
+                print(verdict)
             verify_results(cfg, results)
         return results
 
@@ -81,9 +82,7 @@ def write_report(folder: str) -> None:
 
 
 def _with_console(args: argparse.Namespace):
-    """The same, with few lines on the console; an evaluation shows its tables."""
-    if args.eval_only:
-        return train_or_evaluate(args)
+    """The same, with few lines on the console; the log has all of them."""
     args.console = logging.WARNING
     return train_or_evaluate(args, ConsoleTrainer)
 
@@ -130,9 +129,8 @@ def main() -> None:
     with one_line_errors():
         args = parse(sys.argv[1:])
         if args.data:
-            data = Path(args.data).resolve()
             keys = dict(zip(args.opts[::2], args.opts[1::2]))
-            output = args.output or keys.get("OUTPUT_DIR") or str(Path("output", data.stem))
+            output = args.output or keys.get("OUTPUT_DIR") or output_of(args.data)
             args.config_file = write_own_config(args.data, output, args.model, args.opts)
     run_main(_with_console, args)
 

@@ -14,7 +14,7 @@ from ssdlite_d2 import InputError, load_config
 from ssdlite_d2.data import resolve_datasets
 from ssdlite_d2.data.datasets.entry import Entry
 from ssdlite_d2.engine.solver import set_schedule
-from ssdlite_d2.tools.own_data import write_own_config
+from ssdlite_d2.tools.own_data import output_of, write_own_config
 
 pytestmark = pytest.mark.usefixtures("clean_catalog")
 BCCD = ASSETS / "bccd"
@@ -211,6 +211,12 @@ def test_overrides_and_models_are_in_the_config(records, tmp_path):
     assert cfg.SOLVER.EPOCHS == 5334  # 16,000 of 3 images
     set_schedule(cfg, 3)
     assert cfg.SOLVER.MAX_ITER == 1001 and cfg.MODEL.SSD.ASSIGNER.WARMUP_ITERS == 200
+
+
+def test_versions_of_a_set_have_outputs_of_their_own(tmp_path):
+    (tmp_path / "cells.v2").mkdir()
+    for name, output in (("cells.v2", "output/cells.v2"), ("cells.v3.json", "output/cells.v3")):
+        assert output_of(str(tmp_path / name)) == output
 
 
 def test_classes_without_names_are_called_by_numbers(records, tmp_path, capsys):

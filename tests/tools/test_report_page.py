@@ -161,7 +161,7 @@ def test_errors(runs, tmp_path):
             report(**arguments)
 
 
-def test_eval_on_the_training_set(runs, tmp_path, monkeypatch):
+def test_eval_on_the_training_set(runs, tmp_path, monkeypatch, capsys):
     root, *_ = runs
     entries = [{**ENTRY, "NAME": name} for name in ("there", "here")]
     words = ["--eval-only", "--on-train", "--config-file", root / "first" / "config.yaml"]
@@ -178,7 +178,10 @@ def test_eval_on_the_training_set(runs, tmp_path, monkeypatch):
     results = json.loads((tmp_path / "inference" / "results.json").read_text())
     assert results["here"] == results["there"]
     value = results["here"]["bbox"]["AP50"]
-    assert judge_fit(value, value) in (tmp_path / "log.txt").read_text()
+    printed, log = capsys.readouterr().out, (tmp_path / "log.txt").read_text()
+    for words in (judge_fit(value, value), "| RBC ", "At scores above"):
+        assert words in printed and words in log
+    assert len(printed.splitlines()) < 60 and "BatchNorm2d" not in printed and "BatchNorm2d" in log
 
 
 def test_overfitting_is_said():

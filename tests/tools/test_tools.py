@@ -44,6 +44,7 @@ def test_demo_draws_folders_files_and_patterns(config, tmp_path):
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert output.count("detected 100 instances") == 4 + 1 + 1
+    assert "Loading from" not in output and "checkpoint" not in output
     for path in IMAGES.iterdir():
         drawn = cv2.imread(str(tmp_path / "new" / "drawn" / path.name))
         assert drawn.shape == (480, 640, 3)
