@@ -68,7 +68,8 @@ def expand(command: Command, words: List[str]) -> List[str]:
         from .own_data import output_of, write_own_config
 
         flags, pairs = split_options(words[1:])
-        config = write_own_config(words[0], output_of(words[0]), opts=pairs)
+        strict = command.module != "check_data"  # which names all that is wrong
+        config = write_own_config(words[0], output_of(words[0]), opts=pairs, strict=strict)
         return ["--config-file", config, *flags, *pairs]
     from ..loading import find_model
 

@@ -58,7 +58,11 @@ class Part(NamedTuple):
 
 
 def write_own_config(
-    data: str, output: str, model: Optional[str] = None, opts: Sequence[str] = ()
+    data: str,
+    output: str,
+    model: Optional[str] = None,
+    opts: Sequence[str] = (),
+    strict: bool = True,
 ) -> str:
     """Find out what a folder has, say it, and write the config that trains on it.
 
@@ -69,6 +73,7 @@ def write_own_config(
             already is kept.
         model: a config of the package; None: the recipe's own model.
         opts: overrides, alternating keys and values.
+        strict: an annotation that cannot be read is an error; otherwise it is left out.
 
     Returns:
         str: the config's path.
@@ -81,14 +86,14 @@ def write_own_config(
     check_config(load_config(content["_BASE_"], keys))  # errors of the command line
     folder = Path(output).resolve()
     layout = find_layout(Path(data).expanduser())
-    train = load_part({"NAME": "own_train", **layout.train})
+    train = load_part({"NAME": "own_train", **layout.train}, strict)
     lists, aside = [], ""
     if layout.val is None:
         lists = [folder / "train.txt", folder / "val.txt"]
         train, val = _set_aside(train, *lists)
         aside = f", set aside: {lists[1]}"
     else:
-        val = load_part({"NAME": "own_val", **layout.val})
+        val = load_part({"NAME": "own_val", **layout.val}, strict)
     train, val, notes = _settle_classes(train, val)
     content["DATASETS"] = {
         "REGISTER": [train.mapping, val.mapping],
@@ -112,13 +117,13 @@ def write_own_config(
     return str(folder / CONFIG)
 
 
-def load_part(mapping: Mapping) -> Part:
+def load_part(mapping: Mapping, strict: bool = True) -> Part:
     """
     Raises:
         InputError: something in the data set is wrong that a training would end at.
     """
     entry = Entry.parse(mapping)
-    problems = Problems(entry.name)
+    problems = Problems(entry.name, strict)
     records = entry.records(problems)
     found = [problem for record in records for problem in check_boxes(record)]
     return Part(mapping, records, _count(entry, records), problems.found + found)

@@ -14,6 +14,7 @@ from ssdlite_d2 import InputError, load_config
 from ssdlite_d2.data import resolve_datasets
 from ssdlite_d2.data.datasets.entry import Entry
 from ssdlite_d2.engine.solver import set_schedule
+from ssdlite_d2.tools import cli
 from ssdlite_d2.tools.own_data import output_of, write_own_config
 
 pytestmark = pytest.mark.usefixtures("clean_catalog")
@@ -225,6 +226,20 @@ def test_classes_without_names_are_called_by_numbers(records, tmp_path, capsys):
     assert "no classes.txt: classes are called by their numbers" in capsys.readouterr().out
     cfg = load_config(str(tmp_path / "out" / "train.yaml"))
     assert cfg.DATASETS.REGISTER[0]["CLASSES"] == ["0", "1", "2"]
+
+
+def test_check_reports_what_a_training_ends_at(records, tmp_path, monkeypatch, capsys):
+    xml_beside(tmp_path / "data", records, [])
+    broken = next((tmp_path / "data").glob("*.xml"))
+    broken.write_text(broken.read_text()[:300])
+    with pytest.raises(InputError, match="broken XML"):
+        write_own_config(str(tmp_path / "data"), str(tmp_path / "out"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["ssdlite", "check", "data"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    printed = capsys.readouterr().out
+    assert end.value.code == 1 and f"{broken.name}: broken XML" in printed, printed
 
 
 def test_what_is_no_data_is_named(records, tmp_path):
