@@ -161,7 +161,11 @@ def parity_records(cfg: CfgNode, options: ExportOptions) -> List[Dict]:
     Raises:
         InputError: there are no images.
     """
-    return choose_records(parity_dataset(cfg, options), options.parity_images, "--parity-dataset")
+    name = parity_dataset(cfg, options)
+    try:
+        return choose_records(name, options.parity_images, "--parity-dataset")
+    except InputError as error:
+        raise InputError(f"{error}; --parity-images 0 leaves the report out") from error
 
 
 def check_parity(

@@ -367,7 +367,7 @@ def test_export_names_wrong_input(config, bundle, tmp_path):
         (case(int8, "nowhere"), "data set 'nowhere' is unknown"),
         (case(int8, "hollow"), "hollow"),
         (case("--parity-dataset hollow"), "hollow"),
-        (case("--parity-dataset nowhere"), "--parity-dataset: data set 'nowhere'"),
+        (case("--parity-dataset nowhere"), "; --parity-images 0 leaves the report out"),
         (case(f"--parity-images 1 opts MODEL.SSD.NUM_CLASSES 4 {no_data}"), "for 3 classes"),
         (case("--parity-images 1 opts MODEL.WEIGHTS no.pth"), "no.pth"),
         (
