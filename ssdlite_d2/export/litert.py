@@ -140,8 +140,8 @@ class LitertQuantizer:
         self._widen(images)
 
     def _widen(self, images: Sequence[np.ndarray]) -> None:
-        """Take the smallest and largest values of all images: the quantizer's own means of them
-        cost a point of AP."""
+        """Take the smallest and largest values of all images: with the quantizer's own means of
+        them scores differ more from PyTorch's (0.0082 for 0.0074, 30 training images of BCCD)."""
         from ai_edge_litert.interpreter import Interpreter
 
         interpreter = Interpreter(
