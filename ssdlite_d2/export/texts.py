@@ -96,13 +96,7 @@ def readme(spec: Spec, report: Dict, example: Optional[str]) -> str:
         if inside
         else AFTER.format(**spec.detections, group=group),
         shown=shown(spec),
-        more=FRIGATE
-        if spec.layout == "frigate"
-        else WEB
-        if spec.format == "web"
-        else CPP
-        if spec.runs_in_cpp()
-        else "",
+        more=more(spec),
         accuracy=accuracy(report),
         commit=spec.source["commit"],
     )
@@ -127,6 +121,15 @@ import, too.
 CPP = """
 C++: `detect.cpp` detects on an image as `predict.py` does; its first lines say how to compile it.
 """
+
+
+def more(spec: Spec) -> str:
+    """Where the bundle runs besides predict.py."""
+    if spec.layout == "frigate":
+        return FRIGATE
+    if spec.format == "web":
+        return WEB
+    return CPP if spec.runs_in_cpp() else ""
 
 
 def shown(spec: Spec) -> str:

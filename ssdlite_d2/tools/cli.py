@@ -23,6 +23,7 @@ class Command(NamedTuple):
         before: arguments in front of those of the command line.
         takes: flag that takes further words after MODEL; "": none does.
         first: what the first word may be, MODEL or DATA, for a config; "": the module knows itself.
+        strict: an annotation that cannot be read ends the command; one that names all goes on.
     """
 
     module: str
@@ -30,6 +31,7 @@ class Command(NamedTuple):
     before: List[str] = []
     takes: str = ""
     first: str = "MODEL"
+    strict: bool = True
 
 
 COMMANDS = {
@@ -38,7 +40,9 @@ COMMANDS = {
     "predict": Command("demo", "draw what a MODEL finds in images or a video", [], "--input"),
     "export": Command("export", "make a bundle of a MODEL that runs without PyTorch"),
     "report": Command("report.__main__", "what is good and bad about MODELs", first=""),
-    "check": Command("check_data", "what is wrong with images and boxes of DATA", first="DATA"),
+    "check": Command(
+        "check_data", "what is wrong with images and boxes of DATA", first="DATA", strict=False
+    ),
     "view": Command("visualize_data", "draw what a training on DATA sees", first="DATA"),
     "fit-anchors": Command("fit_anchors", "fit anchor sizes to DATA", first="DATA"),
     "benchmark": Command("benchmark.__main__", "measure speed", first=""),
@@ -68,8 +72,8 @@ def expand(command: Command, words: List[str]) -> List[str]:
         from .own_data import output_of, write_own_config
 
         flags, pairs = split_options(words[1:])
-        strict = command.module != "check_data"  # which names all that is wrong
-        config = write_own_config(words[0], output_of(words[0]), opts=pairs, strict=strict)
+        output = output_of(words[0])
+        config = write_own_config(words[0], output, opts=pairs, strict=command.strict)
         return ["--config-file", config, *flags, *pairs]
     from ..loading import find_model
 
