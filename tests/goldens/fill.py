@@ -132,12 +132,12 @@ def make_image(seed, height, width):
 IMAGES = ((20240501, 375, 500), (20240502, 480, 640))    # (seed, height, width)
 
 
-def test_image(index=0):
+def make_test_image(index=0):
     return make_image(*IMAGES[index])
 
 
 # --------------------------------------------------------------------------- ground truth
-def test_targets(num_classes):
+def make_test_targets(num_classes):
     """Per image: (boxes float32 (N,4) x1,y1,x2,y2 in pixels of that image, labels int64).
 
     num_classes counts the background (21 or 81); labels run 1..num_classes-1.
@@ -170,5 +170,5 @@ def tiny_target():
 
 if __name__ == "__main__":
     for i in range(len(IMAGES)):
-        im = test_image(i)
+        im = make_test_image(i)
         print(i, im.shape, im.dtype, "mean %.3f std %.3f crc32 %d" % (im.mean(), im.std(), crc(im)))

@@ -143,10 +143,10 @@ def selfcheck(name):
     need(fillmod.crc(x) == int(g["input_crc32"]), "input tensor")
     need(np.array_equal(x.reshape(-1)[::997], g["input_sample"]), "input sample")
     need(fillmod.crc(network_input(g, "input1_u8")) == int(g["input1_crc32"]), "input tensor 1")
-    need([fillmod.crc(fillmod.test_image(i)) for i in (0, 1)] == m["image_crc32"], "test images")
+    need([fillmod.crc(fillmod.make_test_image(i)) for i in (0, 1)] == m["image_crc32"], "test images")
     need(_rel(make_priors(f), g["priors"]) < 1e-6, "priors")
     worst = 0.0
-    for i, (b, l) in enumerate(fillmod.test_targets(f["num_classes_in_config"])):
+    for i, (b, l) in enumerate(fillmod.make_test_targets(f["num_classes_in_config"])):
         need(np.array_equal(b, g["gt%d_boxes" % i]) and np.array_equal(l, g["gt%d_labels" % i]), "gt%d" % i)
         h, wd = m["image_sizes_hw"][i]
         lab, loc = match(g["priors"], b / np.array([wd, h, wd, h], np.float32), l, f["match_iou"], f["variances"])
